@@ -1,0 +1,241 @@
+"""The ledger: every verdict, with what it holds for. One SQLite row per phase of an alignment.
+
+``opkit status`` shows it and collection asks it for admission, so what a verdict depends on is a
+column of its own, not only a part of the report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from opkit.align.result import AlignResult, Outcome, PhaseResult
+from opkit.errors import BadInput
+from opkit.layers.op import Phase
+from opkit.reports.json_report import align_from_json, align_json
+
+TABLE = "verdict"
+FORMAT = 1  # PRAGMA user_version of the file
+# Another process writes for milliseconds; who waits longer waits for something that hangs.
+BUSY_TIMEOUT_S = 30.0
+# The key of a backend's version in the provenance, where it is not the backend's own name.
+FRAMEWORKS = {"trtllm": "tensorrt_llm"}
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """The verdict on one phase, and all it holds for.
+
+    Attributes:
+        id: the alignment, as ``dsa-20261121-103000-ab12cd``; its phases share it.
+        created: when it was recorded, UTC, ISO 8601.
+        framework, nsys, opkit: versions; empty when unknown.
+        dtypes, layer_source, policy: JSON objects as text, keys sorted, so that equal means equal.
+        layer_digest, policy_digest: SHA-256 of the two.
+        files: JSON list of the compared files with their SHA-256.
+        method: how the engine's regions were found; empty when none were.
+        attributed: share of the kernels that a launch and a range explain, 0 to 1.
+        report_dir: folder of the report, or empty.
+        result: the whole alignment (JSON text).
+    """
+
+    id: str
+    phase: str
+    op: str
+    backend: str
+    verdict: str
+    created: str
+    gpu: str
+    framework: str
+    nsys: str
+    opkit: str
+    architecture: str
+    tp_size: int
+    dtypes: str
+    layer_source: str
+    layer_digest: str
+    policy: str
+    policy_digest: str
+    files: str
+    method: str
+    attributed: float
+    report_dir: str
+    result: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the phase passed."""
+        return self.verdict == Outcome.PASS
+
+    def alignment(self) -> AlignResult:
+        """The whole alignment that the entry belongs to."""
+        return align_from_json(json.loads(self.result), f"ledger entry {self.id}")
+
+
+_TYPES: dict[str, type] = {"tp_size": int, "attributed": float}
+_COLUMNS: dict[str, Any] = {
+    field.name: _TYPES.get(field.name, str) for field in fields(LedgerEntry)
+}
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Ledger:
+    """Verdicts in an SQLite file, made when missing; several processes may use it at once.
+
+    Args:
+        path: the file.
+        now: the clock (UTC).
+    """
+
+    def __init__(self, path: Path, now: Callable[[], datetime] = _utc_now) -> None:
+        self.path = path
+        self._now = now
+
+    def record(self, result: AlignResult, report_dir: Path | None = None) -> str:
+        """Add an alignment, one row for each of its phases.
+
+        Returns:
+            The id of the alignment.
+
+        Raises:
+            BadInput: the file is no ledger or cannot be written, or the result has no phase.
+        """
+        if not result.phases:
+            raise BadInput(f"{result.op}: an alignment without phases is nothing to record")
+        text = json.dumps(align_json(result), sort_keys=True)
+        now = self._now()
+        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        name = f"{result.op}-{now:%Y%m%d-%H%M%S}-{digest}"
+        shared = _shared_columns(result) | {
+            "id": name,
+            "created": now.isoformat(timespec="seconds"),
+            "report_dir": str(report_dir or ""),
+            "result": text,
+        }
+        rows = [shared | _phase_columns(phase) for phase in result.phases]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._open() as db, _write(db):
+            # Recorded twice within a second is recorded once.
+            db.table(TABLE).insert_all(rows, replace=True)
+        return name
+
+    def entries(
+        self,
+        op: str | None = None,
+        *,
+        phase: Phase | str | None = None,
+        backend: str | None = None,
+        gpu: str | None = None,
+        verdict: Outcome | str | None = None,
+        limit: int | None = None,
+    ) -> list[LedgerEntry]:
+        """Entries that agree with all that is given, newest first; none when there is no file yet.
+
+        Raises:
+            BadInput: the file is no ledger.
+        """
+        if not self.path.exists():
+            return []
+        asked = {"op": op, "phase": phase, "backend": backend, "gpu": gpu, "verdict": verdict}
+        given = {column: str(value) for column, value in asked.items() if value is not None}
+        where = " AND ".join(f"{column} = :{column}" for column in given)
+        with self._open() as db:
+            rows = db.table(TABLE).rows_where(
+                where or None, given, order_by="created DESC, rowid DESC", limit=limit
+            )
+            return [LedgerEntry(**row) for row in rows]
+
+    def latest(
+        self, op: str, phase: Phase | str, *, backend: str | None = None, gpu: str | None = None
+    ) -> LedgerEntry | None:
+        """The newest entry of an op's phase, or None."""
+        found = self.entries(op, phase=phase, backend=backend, gpu=gpu, limit=1)
+        return found[0] if found else None
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Database]:
+        """The file with its table made; its own errors as one sentence."""
+        with contextlib.ExitStack() as stack:
+            try:
+                connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)
+                stack.callback(connection.close)
+                db = Database(connection)
+                _prepare(db, self.path)
+                yield db
+            except sqlite3.OperationalError as error:
+                raise BadInput(f"{self.path}: the ledger cannot be used ({error})") from error
+            except sqlite3.DatabaseError as error:
+                raise BadInput(
+                    f"{self.path}: not an opkit ledger ({error})",
+                    "move the file away; a new ledger is made by the next `opkit align`",
+                ) from error
+
+
+def _prepare(db: Database, path: Path) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    tables = db.table_names()
+    if version == FORMAT and TABLE in tables:
+        return
+    if tables and version != FORMAT:
+        raise BadInput(f"{path}: an SQLite file, but not an opkit ledger of format {FORMAT}")
+    with _write(db):
+        db.table(TABLE).create(_COLUMNS, pk=("id", "phase"), if_not_exists=True)
+        db.table(TABLE).create_index(["op", "phase", "created"], if_not_exists=True)
+        db.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+@contextlib.contextmanager
+def _write(db: Database) -> Iterator[None]:
+    """A transaction that takes the write lock at once, so that a second writer waits its turn."""
+    db.conn.execute("BEGIN IMMEDIATE")
+    with db.conn:
+        yield
+
+
+def _phase_columns(phase: PhaseResult) -> dict[str, Any]:
+    return {
+        "phase": str(phase.phase),
+        "verdict": str(phase.verdict),
+        "method": str(phase.method or ""),
+        "attributed": phase.attributed,
+    }
+
+
+def _shared_columns(result: AlignResult) -> dict[str, Any]:
+    known = result.provenance
+    versions = known.get("versions") or {}
+    policy = _canonical(known.get("policy") or {})
+    layer_source = _canonical(known.get("layer_source") or {})
+    return {
+        "op": result.op,
+        "backend": result.backend,
+        "gpu": str(known.get("gpu") or ""),
+        "framework": str(versions.get(FRAMEWORKS.get(result.backend, result.backend)) or ""),
+        "nsys": str(versions.get("nsys") or ""),
+        "opkit": str(versions.get("opkit") or ""),
+        "architecture": str((known.get("model") or {}).get("architecture") or ""),
+        "tp_size": int(known.get("tp_size") or 1),
+        "dtypes": _canonical(known.get("dtypes") or {}),
+        "layer_source": layer_source,
+        "layer_digest": hashlib.sha256(layer_source.encode()).hexdigest(),
+        "policy": policy,
+        "policy_digest": hashlib.sha256(policy.encode()).hexdigest(),
+        "files": _canonical(known.get("files") or []),
+    }
+
+
+def _canonical(data: Any) -> str:
+    """JSON in which equal data is equal text."""
+    return json.dumps(data, sort_keys=True)

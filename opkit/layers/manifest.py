@@ -1,0 +1,107 @@
+"""What one side of an alignment says about itself: the sidecar ``<trace>.opkit.json``.
+
+Written by whoever made the trace (the mock process, or the runner of the serving engine), carried
+into the SQLite export as table ``OPKIT_MANIFEST``, kept by ``opkit trace slim``. A user's own
+export has none; then shapes come from step labels alone and what is unknown is shown as unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opkit.errors import BadInput
+
+SCHEMA = "opkit.manifest/1"
+SIDECAR_SUFFIX = ".opkit.json"
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Requests sent together and waited for.
+
+    ``requests`` prompts of ``prompt`` tokens, ``output`` tokens each.
+    """
+
+    requests: int
+    prompt: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A sample of one operand of a large kernel; says whether its values are degenerate.
+
+    Attributes:
+        name: module path and role, as ``o_proj.weight`` or ``o_proj.input``.
+        shape: its dimensions.
+        dtype: its element type, as torch writes it without the ``torch.`` prefix.
+        distinct: distinct values in the sample over sample size, 0 to 1.
+        zeros: share of exact zeros in the sample, 0 to 1.
+        equal_rows: share of sampled rows equal to the first sampled row, 0 to 1 (1 row: 0).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    distinct: float
+    zeros: float
+    equal_rows: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """See the module's docstring. All fields but ``side`` may be empty."""
+
+    side: str  # "mock" or "e2e"
+    op: str = ""
+    backend: str = ""
+    command: tuple[str, ...] = ()
+    created: str = ""  # UTC, ISO 8601
+    versions: dict[str, str] = field(default_factory=dict)  # opkit, vllm, torch, cuda, driver, nsys
+    model: dict[str, Any] = field(default_factory=dict)  # architecture, layers, heads, digest, …
+    # weights, activations, kv_cache, indexer_cache
+    dtypes: dict[str, str] = field(default_factory=dict)
+    tp_size: int = 1
+    layer_source: dict[str, str] = field(default_factory=dict)  # "vllm/…/mla.py" → sha256
+    recipe: dict[str, str] = field(default_factory=dict)  # weights, activations, kv_cache, pacing
+    operands: tuple[Operand, ...] = ()
+    waves: tuple[Wave, ...] = ()
+    notes: tuple[str, ...] = ()  # what the reader of the report should know
+    schema: str = SCHEMA
+
+    def write(self, path: Path) -> None:
+        """Write the manifest as JSON to ``path``."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def manifest_from_json(text: str, origin: str) -> Manifest:
+    """Read a manifest back.
+
+    Args:
+        text: the JSON.
+        origin: the file's name, for the error.
+
+    Raises:
+        BadInput: the text is not a manifest of this schema.
+    """
+    try:
+        data = json.loads(text)
+        if data.get("schema") != SCHEMA:
+            raise BadInput(f"{origin}: not a manifest of schema {SCHEMA}")
+        data["operands"] = tuple(
+            Operand(**{**item, "shape": tuple(item["shape"])}) for item in data.get("operands", ())
+        )
+        data["waves"] = tuple(Wave(**item) for item in data.get("waves", ()))
+        data["command"] = tuple(data.get("command", ()))
+        data["notes"] = tuple(data.get("notes", ()))
+        return Manifest(**data)
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{origin}: not a readable manifest ({error})") from error
+
+
+def sidecar_of(report: Path) -> Path:
+    """The sidecar's path beside a ``.nsys-rep`` or ``.sqlite`` file."""
+    return report.with_name(report.stem + SIDECAR_SUFFIX)

@@ -1,0 +1,121 @@
+"""The vocabulary of an op: phase, case, launch mode, and the NVTX ranges that a mock runs in.
+
+The range text is the contract between the mock process (``drive``) and ``align``: it carries the
+case, so a mock's trace explains itself.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Which half of serving: prompt processing or one-token decoding."""
+
+    CONTEXT = "context"
+    GENERATION = "generation"
+
+
+class LaunchMode(StrEnum):
+    """How the kernels reach the GPU: one call each, or replayed from a CUDA graph."""
+
+    EAGER = "eager"
+    GRAPH = "graph"
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One shape of one phase; every request of the batch has the same lengths.
+
+    Attributes:
+        phase: context or generation.
+        batch: requests in the step.
+        tokens: new tokens per request (1 in generation).
+        past: tokens per request already in the KV cache before the step.
+    """
+
+    phase: Phase
+    batch: int
+    tokens: int
+    past: int
+
+    def label(self) -> str:
+        """The case as a reader writes it: ``4 × 1,024`` or ``16 × 1 @ 1,029``."""
+        cached = f" @ {self.past:,}" if self.past else ""
+        return f"{self.batch} × {self.tokens:,}{cached}"
+
+
+@dataclass(frozen=True)
+class MockRange:
+    """One iteration of one case of a mock, as written into and read back from an NVTX range."""
+
+    op: str
+    case: Case
+    mode: LaunchMode
+    iteration: int
+    variant: str = "mock"  # "mock", or "strict": the module of the engine's own decoder layer
+
+    def text(self) -> str:
+        """The NVTX range's text; :func:`parse_mock_range` reads it back."""
+        case = self.case
+        return (
+            f"opkit {self.op} {case.phase} b={case.batch} t={case.tokens} past={case.past} "
+            f"mode={self.mode} variant={self.variant} iter={self.iteration}"
+        )
+
+
+_MOCK_RANGE = re.compile(
+    r"opkit (?P<op>\S+) (?P<phase>context|generation) b=(?P<batch>\d+) t=(?P<tokens>\d+) "
+    r"past=(?P<past>\d+) mode=(?P<mode>eager|graph) variant=(?P<variant>\S+) iter=(?P<iter>\d+)"
+)
+MOCK_RANGE_PREFIX = "opkit "
+
+
+def parse_mock_range(text: str) -> MockRange | None:
+    """The range that ``text`` names, or None when it is not one of a mock's iteration ranges."""
+    found = _MOCK_RANGE.fullmatch(text)
+    if found is None:
+        return None
+    case = Case(
+        Phase(found["phase"]), int(found["batch"]), int(found["tokens"]), int(found["past"])
+    )
+    return MockRange(
+        found["op"], case, LaunchMode(found["mode"]), int(found["iter"]), found["variant"]
+    )
+
+
+@dataclass(frozen=True)
+class RegionPattern:
+    """How an op's region is found in a serving engine's trace.
+
+    Attributes:
+        module: regular expression, searched in a module path; its group ``layer`` is the layer's
+            number.
+        borders: regular expressions over kernel names that stand directly before or after the op in
+            a layer (norm kernels, usually). They delimit a region found by sequence when no module
+            range of the same trace has shown the real neighbours.
+    """
+
+    module: str
+    borders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """One measurable op.
+
+    Attributes:
+        name: the word users type.
+        title: what it is, in one line.
+        phases: the phases in which it exists.
+        region: region pattern for each backend.
+        data_dependent: regular expressions of kernel names whose time depends on operand values.
+    """
+
+    name: str
+    title: str
+    phases: tuple[Phase, ...]
+    region: dict[str, RegionPattern]
+    data_dependent: tuple[str, ...] = field(default=())

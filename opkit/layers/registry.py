@@ -1,0 +1,51 @@
+"""The ops that exist, and the mocks that can be built."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from opkit.errors import BadInput, ToolMissing
+from opkit.layers.dsa import DSA
+from opkit.layers.mock import Mock
+from opkit.layers.op import Op
+from opkit.layers.plan import Plan
+
+OPS: dict[str, Op] = {op.name: op for op in (DSA,)}
+
+_MOCKS: dict[tuple[str, str], str] = {("dsa", "vllm"): "opkit.layers.dsa.vllm"}
+_INSTALL = {
+    "vllm": "pip install vllm==0.24.0 (on the GPU host, with its own torch)",
+}
+
+
+def find_op(name: str) -> Op:
+    """The op that users call ``name``.
+
+    Raises:
+        BadInput: there is none; the message lists those that exist.
+    """
+    if name not in OPS:
+        raise BadInput(f"unknown op {name!r}; known: {', '.join(sorted(OPS))}")
+    return OPS[name]
+
+
+def build_mock(op: Op, backend: str, plan: Plan) -> Mock:
+    """Import the backend and build the mock that ``plan`` asks for.
+
+    Raises:
+        BadInput: opkit has no mock of this op for this backend.
+        ToolMissing: the framework cannot be imported, or there is no GPU.
+    """
+    module_name = _MOCKS.get((op.name, backend))
+    if module_name is None:
+        known = sorted(known_backend for known_op, known_backend in _MOCKS if known_op == op.name)
+        raise BadInput(f"no mock of {op.name} for {backend!r}; known: {', '.join(known)}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ToolMissing(
+            f"the mock needs {backend}, which cannot be imported ({error})",
+            hint=f"install it: {_INSTALL[backend]}",
+        ) from error
+    return cast(Mock, module.build(plan))

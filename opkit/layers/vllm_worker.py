@@ -1,0 +1,400 @@
+"""vLLM's own worker and model runner, driven step by step around a model of one layer.
+
+Everything around the op is the engine's own code: its argument parser and configuration, its
+worker (device, process group, workspace, seeds), its dummy weights, its KV cache groups and
+tensors, its metadata builders, its CUDA graph capture and dispatch. opkit only takes the
+scheduler's place: it says which tokens of which request run in a step.
+
+Source: vLLM 0.24.0, ``v1/worker/gpu_worker.py``, ``v1/worker/gpu_model_runner.py`` (model runner
+V1), and ``v1/engine/core.py`` for the order of start-up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from vllm.compilation.cuda_graph import CUDAGraphWrapper
+from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.forward_context import ForwardContext, get_forward_context, override_forward_context
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.utils import (
+    initialize_model,
+    process_weights_after_loading,
+)
+from vllm.platforms import current_platform
+from vllm.sampling_params import SamplingParams
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.network_utils import get_distributed_init_method, get_open_port
+from vllm.utils.torch_utils import set_default_torch_dtype
+from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+from opkit.errors import BadInput, ToolMissing
+from opkit.layers.op import Case, LaunchMode
+from opkit.layers.plan import Plan, PlannedCase
+from opkit.layers.prompts import prompt_tokens
+
+
+def model_json(model: str) -> dict[str, Any]:
+    """The model's ``config.json``.
+
+    Raises:
+        BadInput: ``model`` is not a folder with a readable one.
+    """
+    path = Path(model) / "config.json"
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: no readable model configuration ({error})") from error
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return data
+
+
+def server_args(plan: Plan) -> AsyncEngineArgs:
+    """The server's flags, read by vLLM's own parser.
+
+    Raises:
+        BadInput: vLLM refuses the flags, or they ask for what a one-layer mock cannot do.
+    """
+    try:
+        parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(
+            [plan.model, *plan.engine_args]
+        )
+    except SystemExit as error:  # argparse has told the reason on stderr
+        raise BadInput("vLLM refuses the server's flags, see its message above") from error
+    parsed.model = parsed.model_tag
+    args = AsyncEngineArgs.from_cli_args(parsed)
+    if args.speculative_config is not None:
+        raise BadInput("a server with speculative decoding cannot be mocked yet")
+    if args.tensor_parallel_size not in (1, plan.tp_size):
+        raise BadInput(
+            f"the plan says tp_size {plan.tp_size}, the server's flags "
+            f"--tensor-parallel-size {args.tensor_parallel_size}"
+        )
+    return args
+
+
+def layer_config(plan: Plan, args: AsyncEngineArgs) -> VllmConfig:
+    """The server's configuration, with one layer, one rank and dummy weights.
+
+    Tensor parallelism is simulated: one rank's share of the heads, and no collectives.
+
+    Raises:
+        BadInput: vLLM refuses the configuration, or heads cannot be shared among the ranks.
+    """
+    overrides = dict(args.hf_overrides) if isinstance(args.hf_overrides, dict) else {}
+    shape = model_json(plan.model) | overrides
+    overrides["num_hidden_layers"] = 1
+    if plan.tp_size > 1:
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            if shape[name] % plan.tp_size:
+                raise BadInput(f"{name} {shape[name]} cannot be shared by {plan.tp_size} ranks")
+            overrides[name] = shape[name] // plan.tp_size
+    one_rank = dataclasses.replace(
+        args,
+        hf_overrides=overrides,
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        data_parallel_size=1,
+        enable_expert_parallel=False,
+        enable_layerwise_nvtx_tracing=False,  # opkit's ranges are the only ones wanted here
+        gpu_memory_utilization=0.3,  # only checked against free memory at start; one layer is small
+    )
+    try:
+        # The server's context: defaults such as max_num_batched_tokens depend on it.
+        return one_rank.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except ValueError as error:
+        raise BadInput(f"vLLM refuses the server's configuration: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What the op's module was called with in one step, and the forward context around it."""
+
+    context: ForwardContext
+    arguments: dict[str, Any]
+
+
+class OneLayerModel(torch.nn.Module):  # type: ignore[misc]  # torch is untyped where it is absent
+    """Embedding, first norm, then the op's module: all that the module's input depends on.
+
+    A subclass builds the module (:meth:`module`), the norm before it (:meth:`norm`), and its call
+    arguments (:meth:`arguments`). Parameters get the engine's dummy bits, which depend only on
+    their size and dtype, so the module is given what layer 0 of the engine gives it.
+    """
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__()
+        del prefix  # the engine's signature; layer names here are the engine's own, from "model."
+        shape = vllm_config.model_config.hf_config
+        tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        self.embed_tokens = VocabParallelEmbedding(
+            shape.vocab_size,
+            shape.hidden_size,
+            quant_config=vllm_config.quant_config,
+            prefix="model.embed_tokens",
+        )
+        # One address for every step: graphs are captured over it.
+        self.hidden = torch.empty(tokens, shape.hidden_size, device=current_platform.device_type)
+        self.launch: Callable[..., Any] = self.module_forward
+        self.last: Step | None = None
+
+    def module(self) -> Any:
+        """The op's module."""
+        raise NotImplementedError
+
+    def norm(self, embedded: Any) -> Any:
+        """The norm that stands before the op's module."""
+        raise NotImplementedError
+
+    def arguments(self, positions: Any, hidden: Any) -> dict[str, Any]:
+        """Keyword arguments of the module, as the engine's decoder layer passes them."""
+        raise NotImplementedError
+
+    def inputs(self, input_ids: Any) -> Any:
+        """The module's input, [tokens, hidden_size], made as the engine makes it."""
+        return self.norm(self.embed_tokens(input_ids))
+
+    def module_forward(self, **arguments: Any) -> Any:
+        """One forward of the op's module, and nothing else."""
+        return self.module()(**arguments)
+
+    def forward(self, input_ids: Any, positions: Any, **_: Any) -> Any:
+        """One step, as the engine's runner calls a model; remembers it in ``last``."""
+        hidden = self.hidden[: input_ids.shape[0]]
+        hidden.copy_(self.inputs(input_ids))
+        arguments = self.arguments(positions, hidden)
+        self.last = Step(get_forward_context(), arguments)
+        return self.launch(**arguments)
+
+    def compute_logits(self, hidden: Any) -> Any:
+        """Nothing is sampled here; the runner insists on asking."""
+        return hidden
+
+
+class LayerWorker:
+    """A vLLM worker that holds one layer and runs the cases of a plan through it."""
+
+    def __init__(self, plan: Plan, model_class: type[OneLayerModel]) -> None:
+        """Bring the worker up to where the engine begins to serve.
+
+        Raises:
+            BadInput: flags or cases that this server could not run.
+            ToolMissing: no GPU is visible.
+        """
+        if not torch.cuda.is_available():
+            raise ToolMissing("no CUDA GPU is visible to torch on this host")
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that this file drives
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        self.plan = plan
+        self.args = server_args(plan)
+        self.config = layer_config(plan, self.args)
+        self._check_cases()
+        self.worker = WorkerWrapperBase(rpc_rank=0)
+        self.worker.init_worker([self._worker_arguments()])
+        self.worker.init_device()
+        self.runner = self.worker.worker.model_runner
+        self.model = self.load(model_class)
+        self.runner.model = self.model
+        # Like the engine's memory profiling: the largest step fixes the size of all workspaces.
+        self.runner._dummy_run(self.runner.max_num_tokens, is_profile=True)
+        self._allocate_caches()
+        if any(item.mode is LaunchMode.GRAPH for item in plan.cases):
+            self._capture_graphs()
+        self._steps = 0
+        self._live: set[str] = set()
+
+    def load(self, model_class: type[OneLayerModel]) -> OneLayerModel:
+        """Build the model and draw its weights, in the order of the engine's ``load_model``."""
+        model_config = self.config.model_config
+        device = torch.device(self.config.device_config.device)
+        loader = get_model_loader(self.config.load_config)
+        with set_default_torch_dtype(model_config.dtype):
+            with device:
+                model: OneLayerModel = initialize_model(
+                    self.config, model_class=model_class, model_config=model_config
+                )
+            loader.load_weights(model, model_config)
+            process_weights_after_loading(model, model_config, device)
+        current_platform.update_block_size_for_backend(self.config)
+        model.eval()
+        return model
+
+    def prepare(self, planned: PlannedCase) -> Callable[[], None]:
+        """Fill the caches, run the step once, and return a function that runs the module again.
+
+        Raises:
+            BadInput: the server's flags launch this case in another mode.
+        """
+        case = planned.case
+        with self._eager_launches():
+            self._fill_caches(case)
+        requests = range(case.batch)
+        if planned.mode is LaunchMode.EAGER:
+            with self._eager_launches():
+                step = self._step(case, requests, case.past, case.tokens)
+        else:
+            step = self._step(case, requests, case.past, case.tokens)
+            if step.context.cudagraph_runtime_mode != CUDAGraphMode.FULL:
+                raise BadInput(
+                    f"with the server's flags {case.phase} {case.label()} is not replayed from a "
+                    f"full CUDA graph, but the plan asks for mode graph"
+                )
+        torch.cuda.synchronize()
+        launch = self.model.launch
+
+        def forward() -> None:
+            with torch.inference_mode(), override_forward_context(step.context):
+                launch(**step.arguments)
+
+        return forward
+
+    def close(self) -> None:
+        """End the process group, so that nothing warns at exit."""
+        from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
+
+        destroy_model_parallel()
+        destroy_distributed_environment()
+
+    def _worker_arguments(self) -> dict[str, Any]:
+        """What the engine's single-process executor gives its worker."""
+        return {
+            "vllm_config": self.config,
+            "local_rank": 0,
+            "rank": 0,
+            "distributed_init_method": get_distributed_init_method("127.0.0.1", get_open_port()),
+            "is_driver_worker": True,
+            "shared_worker_lock": Lock(),
+        }
+
+    def _check_cases(self) -> None:
+        """Refuse, before the GPU is touched, what this server's scheduler would never run."""
+        scheduler = self.config.scheduler_config
+        longest = self.config.model_config.max_model_len
+        for item in self.plan.cases:
+            case = item.case
+            limits = (
+                (case.batch, scheduler.max_num_seqs, "max_num_seqs"),
+                (
+                    case.batch * case.tokens,
+                    scheduler.max_num_batched_tokens,
+                    "max_num_batched_tokens",
+                ),
+                (case.past + case.tokens, longest, "max_model_len"),
+            )
+            for value, limit, name in limits:
+                if value > limit:
+                    raise BadInput(
+                        f"{case.phase} {case.label()} needs {value:,}, the server's {name} "
+                        f"is {limit:,}"
+                    )
+
+    def _allocate_caches(self) -> None:
+        """KV caches in the engine's groups, shapes and dtypes, with as many blocks as needed."""
+        register_all_kvcache_specs(self.config)
+        specs = self.worker.get_kv_cache_spec()
+        size = self.config.cache_config.block_size
+        longest = -(-self.config.model_config.max_model_len // size)
+        need = max(item.case.batch * _blocks(item.case, size) for item in self.plan.cases)
+        # Block 0 is the engine's null block; each group of layers has blocks of its own, and there
+        # are at most as many groups as layers with a cache.
+        blocks = 1 + max(need, longest) * len(specs)
+        self.config.cache_config.num_gpu_blocks_override = blocks
+        caches = get_kv_cache_configs(self.config, [specs], [0])[0]
+        self.groups = len(caches.kv_cache_groups)
+        sizes = {group.kv_cache_spec.block_size for group in caches.kv_cache_groups}
+        self.block_size = self.config.cache_config.block_size = min(sizes)
+        self.config.validate_block_size()
+        self.worker.initialize_from_config([caches])
+
+    def _capture_graphs(self) -> None:
+        """Let the runner capture all its graphs; each holds the op's module alone."""
+        mode = self.config.compilation_config.cudagraph_mode
+        if self.config.model_config.enforce_eager or not mode.has_full_cudagraphs():
+            raise BadInput("the plan asks for mode graph, the server's flags allow no full graphs")
+        self.model.launch = CUDAGraphWrapper(
+            self.model.module_forward, self.config, runtime_mode=CUDAGraphMode.FULL
+        )
+        self.runner.capture_model()
+
+    @contextmanager
+    def _eager_launches(self) -> Iterator[None]:
+        """Make the runner's dispatcher choose no graph."""
+        dispatcher = self.runner.cudagraph_dispatcher
+        mode, dispatcher.cudagraph_mode = dispatcher.cudagraph_mode, CUDAGraphMode.NONE
+        try:
+            yield
+        finally:
+            dispatcher.cudagraph_mode = mode
+
+    def _fill_caches(self, case: Case) -> None:
+        """Prefill what the case has behind it, request by request, in steps the server allows."""
+        limit = self.config.scheduler_config.max_num_batched_tokens
+        for request in range(case.batch):
+            for start in range(0, case.past, limit):
+                self._step(case, [request], start, min(limit, case.past - start))
+
+    def _step(self, case: Case, requests: Sequence[int], computed: int, tokens: int) -> Step:
+        """One step of the runner: ``tokens`` new tokens of each request after ``computed``.
+
+        Every step brings its requests as new ones whose first ``computed`` tokens are cached; the
+        caches stay valid because within a case a request's blocks depend only on its number.
+        """
+        self._steps += 1
+        names = {f"{self._steps}-{request}": request for request in requests}
+        output = dataclasses.replace(
+            SchedulerOutput.make_empty(),
+            scheduled_new_reqs=[
+                self._request(case, name, request, computed, tokens)
+                for name, request in names.items()
+            ],
+            num_scheduled_tokens=dict.fromkeys(names, tokens),
+            total_num_scheduled_tokens=tokens * len(names),
+            num_common_prefix_blocks=[0] * self.groups,
+            finished_req_ids=self._live,
+        )
+        self._live = set(names)
+        self.runner.execute_model(output)
+        self.runner.execute_model_state = None  # nothing is sampled from it
+        assert self.model.last is not None
+        return self.model.last
+
+    def _request(
+        self, case: Case, name: str, request: int, computed: int, tokens: int
+    ) -> NewRequestData:
+        """A request as the scheduler describes it, its blocks in a fresh allocator's order."""
+        vocab = self.config.model_config.get_vocab_size()
+        count = _blocks(case, self.block_size)
+        first = [1 + (request * self.groups + group) * count for group in range(self.groups)]
+        return NewRequestData(
+            req_id=name,
+            prompt_token_ids=prompt_tokens(self.plan.seed, request, computed + tokens, vocab),
+            mm_features=[],
+            sampling_params=SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True),
+            pooling_params=None,
+            block_ids=tuple(list(range(start, start + count)) for start in first),
+            num_computed_tokens=computed,
+            lora_request=None,
+        )
+
+
+def _blocks(case: Case, block_size: int) -> int:
+    """KV cache blocks of ``block_size`` tokens that one request of ``case`` fills."""
+    return -(-(case.past + case.tokens) // block_size)

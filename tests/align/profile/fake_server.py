@@ -1,0 +1,78 @@
+"""A serving engine as the runner sees one. FAKE_SERVER chooses how it behaves, comma-separated.
+
+die: ends at once · never: never healthy · refuse: completions answer 500 · short: one token too few ·
+slow: completions take a minute · stubborn: ignores SIGINT and SIGTERM · worker: has a child process in
+a session of its own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+try:
+    import nvtx
+except ImportError:
+    nvtx = None
+
+HOW = os.environ.get("FAKE_SERVER", "").split(",")
+HEALTHY_AT = time.monotonic() + 0.3
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/health":
+            ready = time.monotonic() > HEALTHY_AT and "never" not in HOW
+            self.answer(200 if ready else 503, {})
+        elif self.path == "/v1/models":
+            self.answer(200, {"data": [{"id": "tiny"}]})
+        elif self.path == "/version":
+            self.answer(200, {"version": "1.2.3"})
+        else:
+            self.answer(404, {})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with open(os.environ["FAKE_REQUESTS"], "a") as log:
+            log.write(json.dumps(body) + "\n")
+        if "slow" in HOW:
+            time.sleep(60)
+        if "refuse" in HOW:
+            self.answer(500, {"error": "EngineCore encountered an issue"})
+            return
+        prompts = body["prompt"]
+        label = f"execute_context_{len(prompts)}({sum(map(len, prompts))})_generation_0(0)"
+        with nvtx.annotate(label) if nvtx else nullcontext():
+            time.sleep(0.01)
+        tokens = len(prompts) * body["max_tokens"] - ("short" in HOW)
+        self.answer(200, {"usage": {"completion_tokens": tokens}})
+
+    def answer(self, code, body):
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+print("engine starting", flush=True)
+if "die" in HOW:
+    sys.exit("RuntimeError: CUDA out of memory")
+if "stubborn" in HOW:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "worker" in HOW:
+    sleep = "import time; time.sleep(120)"
+    subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True)
+port = int(sys.argv[sys.argv.index("--port") + 1])
+try:
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+except KeyboardInterrupt:
+    print("engine ended politely", flush=True)

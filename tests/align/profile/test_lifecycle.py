@@ -1,0 +1,304 @@
+"""The server under nsys: it is waited for, asked, recorded and ended, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import FAST, VOCAB, Bench, marked, needs_nsys, script
+
+import opkit
+from opkit.align.profile.e2e import Collect, E2ERequest, Mode, plan_e2e, run_e2e
+from opkit.errors import BadInput, RunFailed, ToolMissing
+from opkit.layers.manifest import Manifest, Wave, manifest_from_json, sidecar_of
+from opkit.layers.prompts import prompt_tokens
+from opkit.nsys_parsers.tool import export_sqlite
+
+WAVES = (Wave(1, 8, 2), Wave(3, 5, 2))
+
+
+def request_for(bench: Bench, **changes: object) -> E2ERequest:
+    return replace(
+        E2ERequest(bench.command(), bench.out, op="dsa", waves=WAVES, warmup=1, seed=7), **changes
+    )
+
+
+def run(request: E2ERequest, said: list[str] | None = None) -> list[Path]:
+    heard: list[str] = [] if said is None else said
+    return run_e2e(plan_e2e(request), heard.append, FAST)
+
+
+def manifest_of(report: Path) -> Manifest:
+    path = sidecar_of(report)
+    return manifest_from_json(path.read_text(), str(path))
+
+
+def test_server_is_recorded_and_says_what_it_ran(bench: Bench, either_nsys: str) -> None:
+    said: list[str] = []
+    (report,) = run(request_for(bench), said)
+    assert report.name == "e2e.nsys-rep"
+    assert report.stat().st_size > 0
+    manifest = manifest_of(report)
+    assert (manifest.side, manifest.op, manifest.backend) == ("e2e", "dsa", "vllm")
+    assert manifest.waves == WAVES
+    assert manifest.versions["vllm"] == "1.2.3"
+    assert manifest.versions["nsys"]
+    assert manifest.model["architecture"] == "TinyForCausalLM"
+    assert any(note.startswith("warm-up: 2 waves sent 1 times") for note in manifest.notes)
+    assert any(line.startswith("the server was ready after") for line in said)
+    assert not any("SIGKILL" in note for note in manifest.notes)
+    assert "engine ended politely" in (bench.out / "e2e.log").read_text()
+
+
+@needs_nsys
+@pytest.mark.parametrize("window", list(Collect))
+def test_recording_exports_with_labels_and_manifest(bench: Bench, window: Collect) -> None:
+    nvtx = pytest.importorskip("nvtx", reason="the fake server records ranges with nvtx")
+    assert nvtx
+    (report,) = run(request_for(bench, window=window))
+    export = export_sqlite(report)
+    with closing(sqlite3.connect(export)) as database:
+        labels = database.execute(
+            "SELECT COALESCE(text, value) FROM NVTX_EVENTS LEFT JOIN StringIds ON id = textId "
+            "WHERE text LIKE 'execute%' OR value LIKE 'execute%' ORDER BY start"
+        ).fetchall()
+        (key, value) = database.execute("SELECT key, value FROM OPKIT_MANIFEST").fetchone()
+    recorded = [
+        ("execute_context_1(8)_generation_0(0)",),
+        ("execute_context_3(15)_generation_0(0)",),
+    ]
+    # From process start, the warm-up is in the recording too.
+    assert labels == (recorded * 2 if window is Collect.PROCESS else recorded)
+    assert key == "manifest"
+    assert manifest_from_json(value, "export") == manifest_of(report)
+
+
+def test_requests_are_as_promised(bench: Bench, fake_nsys: Path) -> None:
+    run(request_for(bench))
+    sent = bench.sent()
+    assert [(len(body["prompt"]), body["max_tokens"]) for body in sent] == [(1, 2), (3, 2)] * 2
+    recorded = sent[3]
+    assert recorded["prompt"] == [prompt_tokens(7, index, 5, VOCAB) for index in range(3)]
+    assert recorded["prompt"] != sent[1]["prompt"]  # a prefix cache must not have seen them
+    assert recorded["model"] == "tiny"
+    assert recorded["ignore_eos"] is True
+    assert recorded["min_tokens"] == 2
+
+
+def test_server_that_dies_shows_its_log(bench: Bench, either_nsys: str, monkeypatch) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "die")
+    with pytest.raises(RunFailed, match="ended with code 1") as caught:
+        run(request_for(bench))
+    assert "CUDA out of memory" in (caught.value.hint or "")
+
+
+def test_server_that_is_never_ready_meets_the_limit(
+    bench: Bench, either_nsys: str, monkeypatch
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "never,worker")
+    with pytest.raises(
+        RunFailed, match=r"not ready after 1 s: GET http://.*/health: 503"
+    ) as caught:
+        run(request_for(bench, ready_limit_s=1.0))
+    assert "engine starting" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("refuse", "wave 1x8\\+2: POST .* answered 500: .*EngineCore encountered an issue"),
+        ("short", "wave 1x8\\+2: 1 output tokens came back instead of 2"),
+    ],
+)
+def test_wave_that_fails_is_told(
+    bench: Bench, fake_nsys: Path, monkeypatch, how: str, sentence: str
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER", how)
+    with pytest.raises(RunFailed, match=sentence):
+        run(request_for(bench))
+
+
+def test_stubborn_server_is_killed_and_that_is_said(
+    bench: Bench, either_nsys: str, monkeypatch
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "stubborn,worker")
+    grace = replace(FAST, interrupt_s=0.3, terminate_s=0.3)
+    (report,) = run_e2e(plan_e2e(request_for(bench)), lambda _: None, grace)
+    assert any("SIGKILL" in note and "vllm" in note for note in manifest_of(report).notes)
+
+
+@pytest.mark.parametrize(("how", "sentence"), [("noreport", "is missing"), ("empty", "is empty")])
+def test_exit_code_0_of_nsys_proves_nothing(
+    bench: Bench, fake_nsys: Path, monkeypatch, how: str, sentence: str
+) -> None:
+    monkeypatch.setenv("FAKE_NSYS", how)
+    bench.out.mkdir()
+    (bench.out / "e2e.nsys-rep").write_text("of another day")
+    with pytest.raises(RunFailed, match=sentence):
+        run(request_for(bench))
+
+
+def test_port_in_use_is_refused(bench: Bench, fake_nsys: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", bench.port))
+        other.listen()
+        with pytest.raises(RunFailed, match="something listens at"):
+            run(request_for(bench))
+
+
+def test_without_nsys(bench: Bench, no_nsys: None) -> None:
+    with pytest.raises(ToolMissing, match="nsys was not found"):
+        plan_e2e(request_for(bench))
+    assert "nsys launch" in plan_e2e(request_for(bench), dry_run=True).text()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from opkit.align.profile.e2e import E2ERequest, plan_e2e, run_e2e
+from opkit.layers.manifest import Wave
+request = E2ERequest(sys.argv[1], Path(sys.argv[2]), waves=(Wave(1, 8, 2),), warmup=0)
+try:
+    run_e2e(plan_e2e(request), lambda line: print(line, flush=True))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_middle_leaves_nothing(
+    bench: Bench, either_nsys: str, monkeypatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "slow,worker")
+    program = [sys.executable, "-c", DRIVER, bench.command(), str(bench.out)]
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(opkit.__file__).parents[1]), *sys.path])}
+    driver = subprocess.Popen(
+        program, stdout=subprocess.PIPE, text=True, env={**os.environ, **path}
+    )
+    assert driver.stdout is not None
+    try:
+        for line in driver.stdout:
+            if line.startswith("wave"):
+                break
+        until = time.monotonic() + 10
+        while not (bench.root / "requests").exists():  # the wave has reached the server
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        before = marked(bench.mark)
+        assert any("vllm serve" in line for line in before)
+        assert any("time.sleep(120)" in line for line in before)
+        os.kill(driver.pid, number)
+        assert driver.wait(30) == 130
+    finally:
+        driver.kill()
+        driver.wait()
+    assert marked(bench.mark) == []
+
+
+def test_program_is_recorded_whole(bench: Bench, either_nsys: str) -> None:
+    program = bench.root / "run model.py"
+    program.write_text("print('ran')")
+    (report,) = run(request_for(bench, command=f"A=1 {sys.executable} '{program}'"))
+    assert report.stat().st_size > 0
+    assert manifest_of(report).waves == ()
+    assert "ran" in (bench.out / "e2e.log").read_text()
+
+
+def test_program_that_fails_is_told(bench: Bench, either_nsys: str) -> None:
+    with pytest.raises(RunFailed, match="ended with code 7"):
+        run(request_for(bench, command=f"{sys.executable} -c 'import sys; sys.exit(7)'"))
+
+
+def test_program_that_hangs_meets_its_limit(bench: Bench, either_nsys: str) -> None:
+    command = f"{sys.executable} -c 'import time; time.sleep(100)'"
+    with pytest.raises(RunFailed, match="not finished after 1 s"):
+        run(request_for(bench, command=command, program_limit_s=1.0))
+
+
+MPIRUN = """
+import os, subprocess, sys
+count = int(sys.argv[sys.argv.index("-n") + 1])
+first = next(i for i, word in enumerate(sys.argv) if word.endswith("nsys"))
+ranks = []
+for rank in range(count):
+    command = list(sys.argv[first:])
+    if rank:  # only rank 0 serves
+        command[command.index(os.environ["FAKE_VLLM"]):] = [sys.executable, "-c", os.environ["IDLE"]]
+    ranks.append(subprocess.Popen(command, env={**os.environ, "OMPI_COMM_WORLD_RANK": str(rank)}))
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+IDLE = "import time\ntry:\n time.sleep(100)\nexcept KeyboardInterrupt: pass"
+
+
+def per_rank(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> E2ERequest:
+    source = tmp_path / "mpirun.py"
+    source.write_text(MPIRUN)
+    script(source, bench.root / "bin" / "mpirun")
+    monkeypatch.setenv("PATH", f"{bench.root / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_VLLM", bench.command().split()[0])
+    monkeypatch.setenv("IDLE", IDLE)
+    return request_for(bench, mode=Mode.PER_RANK, ranks=2)
+
+
+def test_every_rank_leaves_its_report(
+    bench: Bench, either_nsys: str, monkeypatch, tmp_path: Path
+) -> None:
+    reports = run(per_rank(bench, monkeypatch, tmp_path))
+    assert [report.name for report in reports] == ["rank0.nsys-rep", "rank1.nsys-rep"]
+    assert all(report.stat().st_size > 0 for report in reports)
+    assert all(sidecar_of(report).is_file() for report in reports)
+
+
+def test_missing_rank_is_named(bench: Bench, fake_nsys: Path, monkeypatch, tmp_path: Path) -> None:
+    request = per_rank(bench, monkeypatch, tmp_path)
+    plan = plan_e2e(request)
+    reports = (*plan.plan.reports, bench.out / "rank2.nsys-rep")
+    with pytest.raises(RunFailed, match=r"rank2.nsys-rep is missing") as caught:
+        run_e2e(replace(plan, plan=replace(plan.plan, reports=reports)), lambda _: None, FAST)
+    assert "rank1" not in str(caught.value)
+
+
+@needs_nsys
+def test_system_wide_window(bench: Bench) -> None:
+    request = request_for(bench, mode=Mode.SYSTEM_WIDE, delay_s=2.0, duration_s=2.0, warmup=0)
+    try:
+        (report,) = run(request)
+    except RunFailed as error:  # needs root or perf_event_paranoid <= 0: then it must say so
+        assert "paranoid" in (error.hint or "") or "privileges" in (error.hint or "")
+        return
+    assert report.stat().st_size > 0
+
+
+def test_server_late_for_the_system_wide_window(bench: Bench, fake_nsys: Path) -> None:
+    request = request_for(bench, mode=Mode.SYSTEM_WIDE, delay_s=0.0, duration_s=3.0)
+    with pytest.raises(RunFailed, match="after nsys's window had opened"):
+        run(request)
+
+
+def test_output_folder_that_cannot_be_made(bench: Bench, fake_nsys: Path) -> None:
+    (bench.root / "file").write_text("")
+    with pytest.raises(BadInput, match="output folder"):
+        run(request_for(bench, out_dir=bench.root / "file" / "out"))
+
+
+def test_model_that_cannot_be_found(bench: Bench, fake_nsys: Path) -> None:
+    command = "vllm serve nobody/nothing"
+    with pytest.raises(BadInput, match=r"config.json of the model \(nobody/nothing\)"):
+        plan_e2e(request_for(bench, command=command))
+    assert plan_e2e(request_for(bench, command=command, model_dir=bench.model)).model_dir
+
+
+def test_config_without_vocabulary(bench: Bench, fake_nsys: Path) -> None:
+    (bench.model / "config.json").write_text(json.dumps({"architectures": []}))
+    with pytest.raises(BadInput, match="no vocab_size"):
+        run(request_for(bench))

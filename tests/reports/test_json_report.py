@@ -1,0 +1,94 @@
+"""The JSON form: exact, stable, and read back without loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from made_result import made_result
+
+from opkit.align.result import AlignResult
+from opkit.errors import BadInput
+from opkit.reports.json_report import SCHEMA, align_from_json, align_json
+
+
+def through_json(result: AlignResult) -> Any:
+    return json.loads(json.dumps(align_json(result)))
+
+
+def test_round_trip_loses_nothing() -> None:
+    result = made_result()
+    assert align_from_json(through_json(result)) == result
+
+
+def test_cases_of_one_shape_stay_apart() -> None:
+    result = made_result()
+    phase = result.phases[0]
+    twice = dataclasses.replace(phase, cases=(phase.cases[0], phase.cases[1], phase.cases[0]))
+    doubled = dataclasses.replace(result, phases=(twice,))
+    assert align_from_json(through_json(doubled)) == doubled
+    names = [case["case"] for case in align_json(doubled)["phases"]["context"]["cases"]]
+    assert names == ["1 × 4,096", "4 × 1,024", "1 × 4,096 #2"]
+
+
+def test_the_keys_are_what_scripts_rely_on() -> None:
+    data = through_json(made_result())
+    assert list(data) == ["schema", "op", "backend", "verdict", "phases", "provenance", "notes"]
+    assert (data["schema"], data["verdict"]) == ("opkit.align/1", "fail")
+    context = data["phases"]["context"]
+    assert list(data["phases"]) == ["context", "generation"]
+    assert list(context) == [
+        "verdict", "method", "attributed", "explained", "checks", "cases", "kernels", "notes",
+    ]  # fmt: skip
+    assert context["explained"] == 0.6124
+    assert context["checks"][2] == {
+        "check": "data",
+        "outcome": "inconclusive",
+        "detail": "topKPerRowPrefill takes 97 µs against 657 µs at the same grid",
+        "kernels": [],
+        "cause": "its time depends on the values",
+        "next_step": "capture the engine's activations",
+    }
+    assert context["cases"][1]["mock"]["case"] == {
+        "phase": "context", "batch": 4, "tokens": 1024, "past": 0,
+    }  # fmt: skip
+    assert context["kernels"][4] == {
+        "case": "1 × 4,096",
+        "position": 5,
+        "mock": None,
+        "e2e": {
+            "name": "void ns::indexer_k_quant_and_cache<(int)128>(float *)",
+            "short": "indexer_k_quant_and_cache",
+            "family": "other",
+            "grid": [132, 1, 1],
+            "block": [256, 1, 1],
+            "calls": 24,
+            "median_ns": 4200,
+            "min_ns": 4100,
+            "max_ns": 4600,
+            "mad_ns": 42,
+        },
+        "level": "e2e only",
+        "key": True,
+        "glue": False,
+        "share": 0.001,
+        "ratio": None,
+    }
+    assert context["kernels"][0]["ratio"] == pytest.approx(812.4 / 918.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": "opkit.align/2"}, f"not an alignment report of schema {SCHEMA}"),
+        ({"verdict": "maybe"}, "damaged"),
+        ({"phases": {"context": {}}}, "damaged"),
+        ({"phases": None}, "damaged"),
+    ],
+)
+def test_other_data_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said) as caught:
+        align_from_json(through_json(made_result()) | change, "x.json")
+    assert str(caught.value).startswith("x.json: ")
