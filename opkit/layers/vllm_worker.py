@@ -12,19 +12,15 @@ V1), and ``v1/engine/core.py`` for the order of start-up.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from vllm.compilation.cuda_graph import CUDAGraphWrapper
-from vllm.config import CUDAGraphMode, VllmConfig
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.config import CUDAGraphMode
 from vllm.forward_context import ForwardContext, get_forward_context, override_forward_context
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader import get_model_loader
@@ -32,10 +28,9 @@ from vllm.model_executor.model_loader.utils import (
     initialize_model,
     process_weights_after_loading,
 )
+from vllm.model_executor.warmup.kernel_warmup import kernel_warmup
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
-from vllm.usage.usage_lib import UsageContext
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.network_utils import get_distributed_init_method, get_open_port
 from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
@@ -47,81 +42,7 @@ from opkit.errors import BadInput, ToolMissing
 from opkit.layers.op import Case, LaunchMode
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.prompts import prompt_tokens
-
-
-def model_json(model: str) -> dict[str, Any]:
-    """The model's ``config.json``.
-
-    Raises:
-        BadInput: ``model`` is not a folder with a readable one.
-    """
-    path = Path(model) / "config.json"
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: no readable model configuration ({error})") from error
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: not a JSON object")
-    return data
-
-
-def server_args(plan: Plan) -> AsyncEngineArgs:
-    """The server's flags, read by vLLM's own parser.
-
-    Raises:
-        BadInput: vLLM refuses the flags, or they ask for what a one-layer mock cannot do.
-    """
-    try:
-        parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(
-            [plan.model, *plan.engine_args]
-        )
-    except SystemExit as error:  # argparse has told the reason on stderr
-        raise BadInput("vLLM refuses the server's flags, see its message above") from error
-    parsed.model = parsed.model_tag
-    args = AsyncEngineArgs.from_cli_args(parsed)
-    if args.speculative_config is not None:
-        raise BadInput("a server with speculative decoding cannot be mocked yet")
-    if args.tensor_parallel_size not in (1, plan.tp_size):
-        raise BadInput(
-            f"the plan says tp_size {plan.tp_size}, the server's flags "
-            f"--tensor-parallel-size {args.tensor_parallel_size}"
-        )
-    return args
-
-
-def layer_config(plan: Plan, args: AsyncEngineArgs) -> VllmConfig:
-    """The server's configuration, with one layer, one rank and dummy weights.
-
-    Tensor parallelism is simulated: one rank's share of the heads, and no collectives.
-
-    Raises:
-        BadInput: vLLM refuses the configuration, or heads cannot be shared among the ranks.
-    """
-    overrides = dict(args.hf_overrides) if isinstance(args.hf_overrides, dict) else {}
-    shape = model_json(plan.model) | overrides
-    overrides["num_hidden_layers"] = 1
-    if plan.tp_size > 1:
-        for name in ("num_attention_heads", "num_key_value_heads"):
-            if shape[name] % plan.tp_size:
-                raise BadInput(f"{name} {shape[name]} cannot be shared by {plan.tp_size} ranks")
-            overrides[name] = shape[name] // plan.tp_size
-    one_rank = dataclasses.replace(
-        args,
-        hf_overrides=overrides,
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        tensor_parallel_size=1,
-        pipeline_parallel_size=1,
-        data_parallel_size=1,
-        enable_expert_parallel=False,
-        enable_layerwise_nvtx_tracing=False,  # opkit's ranges are the only ones wanted here
-        gpu_memory_utilization=0.3,  # only checked against free memory at start; one layer is small
-    )
-    try:
-        # The server's context: defaults such as max_num_batched_tokens depend on it.
-        return one_rank.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    except ValueError as error:
-        raise BadInput(f"vLLM refuses the server's configuration: {error}") from error
+from opkit.layers.vllm_config import layer_config, server_args
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +137,7 @@ class LayerWorker:
         # Like the engine's memory profiling: the largest step fixes the size of all workspaces.
         self.runner._dummy_run(self.runner.max_num_tokens, is_profile=True)
         self._allocate_caches()
+        kernel_warmup(self.worker.worker)  # kernels that are tuned at start-up are tuned here too
         if any(item.mode is LaunchMode.GRAPH for item in plan.cases):
             self._capture_graphs()
         self._steps = 0

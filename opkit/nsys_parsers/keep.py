@@ -122,10 +122,10 @@ def matters(text: str, keep: Keep) -> bool:
     return any(re.search(pattern, text) for pattern in keep.texts)
 
 
-def overlaps(windows: Windows, each: Range) -> bool:
-    """Whether a range shares time with a window of its process."""
-    last = bisect.bisect_right(windows, (each.pid, each.end, MAX_TIME)) - 1
-    return last >= 0 and windows[last][0] == each.pid and windows[last][2] >= each.start
+def overlaps(windows: Windows, pid: int, start: int, end: int) -> bool:
+    """Whether the time from ``start`` to ``end`` (ns) touches a window of the process."""
+    last = bisect.bisect_right(windows, (pid, end, MAX_TIME)) - 1
+    return last >= 0 and windows[last][0] == pid and windows[last][2] >= start
 
 
 def holds(times: dict[int, list[int]], each: Range) -> bool:

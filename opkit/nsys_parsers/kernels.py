@@ -10,7 +10,10 @@ import duckdb
 
 KERNEL_TABLE = "CUPTI_ACTIVITY_KIND_KERNEL"
 RUNTIME_TABLE = "CUPTI_ACTIVITY_KIND_RUNTIME"
-NODE_TABLES = ("CUDA_GRAPH_NODE_EVENTS", "CUDA_GRAPH_EVENTS")  # up to 2023.4 nodes are in the second
+NODE_TABLES = (
+    "CUDA_GRAPH_NODE_EVENTS",
+    "CUDA_GRAPH_EVENTS",
+)  # up to 2023.4 nodes are in the second
 # globalTid and globalPid are serialised ids; the low 24 bits are the thread's.
 THREAD_BITS = 0xFFFFFF
 # Clone chains measured are 1 or 2 long; a longer one is a cycle in a damaged file.
@@ -133,9 +136,7 @@ def _build_nodes(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
         step = """
             FROM node_event e WHERE e.pid = root.pid AND e.node = root.root
             AND e.parent IS NOT NULL AND e.parent <> root.root"""
-        moved = db.execute(
-            f"UPDATE root SET root = e.parent {step}"
-        ).fetchall()
+        moved = db.execute(f"UPDATE root SET root = e.parent {step}").fetchall()
         if moved[0][0] == 0:
             break
     db.execute(

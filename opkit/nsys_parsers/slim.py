@@ -213,26 +213,22 @@ class _Copier:
         ``node_used`` remember what the kept ones refer to.
         """
         run = self.db.execute
-        run("CREATE TEMP TABLE window (pid, start, end, PRIMARY KEY (pid, start)) WITHOUT ROWID")
-        self.db.executemany("INSERT INTO window VALUES (?, ?, ?)", windows)
-        run("CREATE TEMP TABLE launch (pid, id, start, PRIMARY KEY (pid, id)) WITHOUT ROWID")
+        self.db.create_function("in_window", 2, lambda pid, at: overlaps(windows, pid, at, at))
+        # Typed columns: SQLite leaves an index unused where an untyped column meets an INTEGER one.
+        key = "pid INTEGER, id INTEGER, PRIMARY KEY (pid, id)"
+        for table in ("launched", "node_used"):
+            run(f"CREATE TEMP TABLE {table} ({key}) WITHOUT ROWID")
+        run(f"CREATE TEMP TABLE launch (start INTEGER, {key}) WITHOUT ROWID")
         if windows and RUNTIME in self.tables:
             run(
-                f"INSERT INTO launch SELECT {self._pid(RUNTIME, 'r')}, r.correlationId, "
-                f"min(r.start) FROM src.{RUNTIME} r WHERE r.correlationId IS NOT NULL GROUP BY 1, 2"
+                f"INSERT INTO launch (pid, id, start) SELECT {self._pid(RUNTIME, 'r')}, "
+                f"r.correlationId, min(r.start) FROM src.{RUNTIME} r "
+                "WHERE r.correlationId IS NOT NULL GROUP BY 1, 2"
             )
-        run("CREATE TEMP TABLE launched (pid, id, PRIMARY KEY (pid, id)) WITHOUT ROWID")
-        run("CREATE TEMP TABLE node_used (pid, id, PRIMARY KEY (pid, id)) WITHOUT ROWID")
         for table in (t for t in ACTIVITIES if t in self.tables):
             pid = self._pid(table, "s")
-            at = (
-                f"coalesce((SELECT l.start FROM launch l WHERE l.pid = {pid} "
-                "AND l.id = s.correlationId), s.start)"
-            )
-            inside = (
-                f"WHERE (SELECT {at} <= w.end FROM window w WHERE w.pid = {pid} "
-                f"AND w.start <= {at} ORDER BY w.start DESC LIMIT 1)"
-            )
+            launch = f"SELECT l.start FROM launch l WHERE l.pid = {pid} AND l.id = s.correlationId"
+            inside = f"WHERE in_window({pid}, coalesce(({launch}), s.start))"
             self._copy(table, inside if windows else "")
             run(
                 f"INSERT OR IGNORE INTO launched SELECT {pid}, s.correlationId FROM main.{table} s "
@@ -256,9 +252,9 @@ class _Copier:
             pid = self._pid(table, "s")
             if "originalGraphNodeId" in self.tables[table]:
                 # UNION, not UNION ALL: a cycle in a damaged file ends by itself.
+                self.db.execute("CREATE TEMP TABLE node (pid INTEGER, id INTEGER, origin INTEGER)")
                 self.db.execute(
-                    "CREATE TEMP TABLE node AS SELECT DISTINCT "
-                    f"{pid} AS pid, s.graphNodeId AS id, s.originalGraphNodeId AS origin "
+                    f"INSERT INTO node SELECT DISTINCT {pid}, s.graphNodeId, s.originalGraphNodeId "
                     f"FROM src.{table} s WHERE s.originalGraphNodeId IS NOT NULL"
                 )
                 self.db.execute("CREATE INDEX temp.node_id ON node (pid, id)")
@@ -279,7 +275,11 @@ class _Copier:
             (each.row,)
             for each in ranges
             if matters(each.text, self.keep)
-            and (not windows or overlaps(windows, each) or holds(made, each))
+            and (
+                not windows
+                or overlaps(windows, each.pid, each.start, each.end)
+                or holds(made, each)
+            )
         ]
         self.db.execute("CREATE TEMP TABLE range_kept (id INTEGER PRIMARY KEY)")
         self.db.executemany("INSERT INTO range_kept VALUES (?)", chosen)

@@ -64,7 +64,9 @@ class KernelCounts:
 
     kernels: int
     copies: int
-    unlinked: int  # no launch row in the same process: the call began before the window, or was lost
+    unlinked: (
+        int  # no launch row in the same process: the call began before the window, or was lost
+    )
     graph: int  # replayed from a CUDA graph
     graph_unresolved: int  # replayed, but the node's creation is not in the export
 
@@ -177,9 +179,10 @@ def _sqlite(source: Path) -> Iterator[sqlite3.Connection]:
 def _columns(source: Path) -> dict[str, frozenset[str]]:
     """Column names of every table of the export."""
     with _sqlite(source) as connection:
-        names = [row[0] for row in connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table'"
-        )]
+        names = [
+            row[0]
+            for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
         return {
             name: frozenset(row[1] for row in connection.execute(f'PRAGMA table_info("{name}")'))
             for name in names

@@ -12,7 +12,7 @@ GAP = 2  # blanks between columns
 # Lines under the heading and before a section, nothing else.
 LINES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 # A flexible column narrower than this says too little: rather drop another column.
-NARROWEST_FLEXIBLE = 24
+NARROWEST_FLEXIBLE = 36
 
 
 @dataclass

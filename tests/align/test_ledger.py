@@ -8,6 +8,7 @@ import multiprocessing
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,7 +149,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
         assert path.read_bytes() == before
 
 
-def write_some(path: Path, op: str, start: "multiprocessing.synchronize.Event") -> None:  # noqa: UP037
+def write_some(path: Path, op: str, start: Any) -> None:
     start.wait()
     for minute in range(15):
         Ledger(path, lambda minute=minute: NOON + timedelta(minutes=minute)).record(result(op=op))

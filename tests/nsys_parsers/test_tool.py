@@ -167,12 +167,9 @@ def test_newest_of_the_usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_real_recording_exports(tmp_path: Path) -> None:
     nsys = find_nsys()
     report = tmp_path / "made.nsys-rep"
-    subprocess.run(
-        [nsys.path, "profile", "-t", "osrt", "--sample=none", "--cpuctxsw=none"]
-        + ["-o", tmp_path / "made", sys.executable, "-c", "import time; time.sleep(0.1)"],
-        check=True,
-        capture_output=True,
-    )
+    options = ["-t", "osrt", "--sample=none", "--cpuctxsw=none", "-o", str(tmp_path / "made")]
+    program = [sys.executable, "-c", "import time; time.sleep(0.1)"]
+    subprocess.run([nsys.path, "profile", *options, *program], check=True, capture_output=True)
     sidecar_of(report).write_text("{}")
     assert {"StringIds", "META_DATA_EXPORT", "OPKIT_MANIFEST"} <= tables(export_sqlite(report))
 

@@ -1,4 +1,4 @@
-"""An alignment made by hand: one failed phase with every kind of kernel pair, and one that passed."""
+"""An alignment made by hand: a failed phase with every kind of pair, and one that passed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def context_pairs() -> tuple[KernelPair, ...]:
         pair(kernel("topKPerRowPrefill", 97.0, calls=20), kernel("cooperative_topk_cs8", 657.1),
              Level.ROLE, 0.092),
         pair(None, kernel("indexer_k_quant_and_cache", 4.2), Level.E2E_ONLY, 0.001),
-        pair(kernel("fill_kernel", 1.4, calls=20), None, Level.MOCK_ONLY, 0.0, key=False, glue=True),
+        pair(kernel("fill_kernel", 1.4, calls=20), None, Level.MOCK_ONLY, 0.0, key=False,
+             glue=True),
         pair(kernel("sparse_attn_fwd_kernel", 3310.2, calls=20),
              kernel("sparse_attn_fwd_kernel", 3785.9), same, 0.529),
         pair(kernel("gemm_bf16", 1002.1, calls=20), kernel("gemm_fp8", 1160.0), Level.DTYPE, 0.162),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from opkit.align.profile.process import Grace, Progress
 from opkit.align.profile.server import Client
 from opkit.errors import BadInput, ToolMissing
 from opkit.layers.manifest import Manifest, Wave, sidecar_of
+from opkit.layers.provenance import file_digest
 from opkit.nsys_parsers.tool import Nsys, find_nsys
 
 __all__ = [
@@ -159,13 +159,13 @@ def _manifest(e2e: E2EPlan, config: dict[str, Any], outcome: Outcome) -> Manifes
         versions[engine.name] = outcome.engine_version
     model: dict[str, Any] = {}
     if e2e.model_dir is not None:
-        digest = hashlib.sha256((e2e.model_dir / "config.json").read_bytes()).hexdigest()
         model = {
             "name": e2e.server.model or e2e.model_dir.name,
             "architecture": next(iter(config.get("architectures") or []), ""),
-            "layers": config.get("num_hidden_layers"),
-            "heads": config.get("num_attention_heads"),
-            "digest": digest,
+            "num_heads": config.get("num_attention_heads"),
+            "hidden_size": config.get("hidden_size"),
+            "num_hidden_layers": config.get("num_hidden_layers"),
+            "config_sha256": file_digest(e2e.model_dir / "config.json"),
         }
     return Manifest(
         side="e2e",

@@ -28,7 +28,8 @@ from opkit.layers.op import LaunchMode
 from opkit.layers.operands import watch
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import base_versions, file_digest, source_digests
-from opkit.layers.vllm_worker import LayerWorker, OneLayerModel, model_json
+from opkit.layers.vllm_config import model_json
+from opkit.layers.vllm_worker import LayerWorker, OneLayerModel
 
 _PREFIX = "model.layers.0"
 

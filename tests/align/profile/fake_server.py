@@ -1,8 +1,8 @@
 """A serving engine as the runner sees one. FAKE_SERVER chooses how it behaves, comma-separated.
 
-die: ends at once · never: never healthy · refuse: completions answer 500 · short: one token too few ·
-slow: completions take a minute · stubborn: ignores SIGINT and SIGTERM · worker: has a child process in
-a session of its own.
+die: ends at once · never: never healthy · refuse: completions answer 500 · short: one token too
+few · slow: completions take a minute · stubborn: ignores SIGINT and SIGTERM · worker: has a child
+process in a session of its own.
 """
 
 import json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,15 +25,18 @@ from opkit.layers.manifest import Wave
 VLLM = "vllm serve /m --compilation-config '{\"mode\":0}'"
 
 
+pytestmark = pytest.mark.usefixtures("no_nsys")
+
+
 @pytest.fixture(autouse=True)
-def plain(no_nsys: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No nsys, and none of the variables that the engines' switches look at."""
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the variables that the engines' switches look at."""
     for name in ("VLLM_USE_V2_MODEL_RUNNER", "TLLM_LLMAPI_ENABLE_NVTX", "OPAL_PREFIX"):
         monkeypatch.delenv(name, raising=False)
 
 
-def dry(command: str, **changes: object) -> E2EPlan:
-    return plan_e2e(E2ERequest(command, Path("/out"), **changes), dry_run=True)  # type: ignore[arg-type]
+def dry(command: str, **changes: Any) -> E2EPlan:
+    return plan_e2e(E2ERequest(command, Path("/out"), **changes), dry_run=True)
 
 
 def argvs(plan: E2EPlan) -> list[str]:

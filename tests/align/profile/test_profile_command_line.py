@@ -17,10 +17,10 @@ from opkit.errors import BadInput
         ("vllm serve /m", "vllm", "/m", "http://127.0.0.1:8000", 1),
         ("/opt/v/bin/vllm serve org/m --port=81 -tp 4", "vllm", "org/m", "http://127.0.0.1:81", 4),
         (
-            "python3 -m vllm.entrypoints.cli.main serve /m --host 10.0.0.5 --tensor_parallel_size 2",
+            "python3 -m vllm.entrypoints.cli.main serve /m --host gpu1 --tensor_parallel_size 2",
             "vllm",
             "/m",
-            "http://10.0.0.5:8000",
+            "http://gpu1:8000",
             2,
         ),
         (

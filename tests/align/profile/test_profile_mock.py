@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import FAST, Bench, needs_nsys
+from profile_bench import FAST, Bench, needs_nsys
 
 from opkit.align.profile.mock import MockRequest, plan_mock, run_mock
 from opkit.errors import BadInput, RunFailed
@@ -41,7 +41,8 @@ def silent(_: str) -> None:
     """No progress wanted."""
 
 
-def test_command_is_the_recipe(tmp_path: Path, no_nsys: None) -> None:
+@pytest.mark.usefixtures("no_nsys")
+def test_command_is_the_recipe() -> None:
     request = MockRequest(Path("/p/plan.json"), Path("/o/mock.nsys-rep"), "python3", {"A": "1"})
     plan = plan_mock(request, dry_run=True)
     (session,) = plan.sessions
@@ -54,28 +55,32 @@ def test_command_is_the_recipe(tmp_path: Path, no_nsys: None) -> None:
     )
 
 
-def test_report_of_a_mock(bench: Bench, fake_nsys: Path) -> None:
+@pytest.mark.usefixtures("fake_nsys")
+def test_report_of_a_mock(bench: Bench) -> None:
     plan = plan_mock(request_for(bench, writes_sidecar(bench)))
     report = run_mock(plan, silent, FAST)
     assert report == bench.out / "mock.nsys-rep"
     assert report.stat().st_size > 0
 
 
-def test_mock_without_manifest(bench: Bench, fake_nsys: Path) -> None:
+@pytest.mark.usefixtures("fake_nsys")
+def test_mock_without_manifest(bench: Bench) -> None:
     bench.out.mkdir()
     sidecar_of(bench.out / "mock.nsys-rep").write_text("of another day")
     with pytest.raises(RunFailed, match="left no manifest"):
         run_mock(plan_mock(request_for(bench, "")), silent, FAST)
 
 
-def test_failing_drive_passes_its_code_and_its_last_words(bench: Bench, either_nsys: str) -> None:
+@pytest.mark.usefixtures("either_nsys")
+def test_failing_drive_passes_its_code_and_its_last_words(bench: Bench) -> None:
     plan = plan_mock(request_for(bench, "sys.exit('CUDA out of memory')"))
     with pytest.raises(RunFailed, match="run the mock under nsys: ended with code 1") as caught:
         run_mock(plan, silent, FAST)
     assert "CUDA out of memory" in (caught.value.hint or "")
 
 
-def test_hanging_mock_meets_its_limit(bench: Bench, either_nsys: str) -> None:
+@pytest.mark.usefixtures("either_nsys")
+def test_hanging_mock_meets_its_limit(bench: Bench) -> None:
     plan = plan_mock(request_for(bench, "import time; time.sleep(100)", limit_s=1.0))
     with pytest.raises(RunFailed, match="not finished after 1 s"):
         run_mock(plan, silent, FAST)
@@ -84,11 +89,12 @@ def test_hanging_mock_meets_its_limit(bench: Bench, either_nsys: str) -> None:
 @needs_nsys
 def test_range_that_never_opened(bench: Bench) -> None:
     plan = plan_mock(request_for(bench, writes_sidecar(bench)))
-    with pytest.raises(RunFailed, match="mock.nsys-rep is missing") as caught:
+    with pytest.raises(RunFailed, match=r"mock\.nsys-rep is missing") as caught:
         run_mock(plan, silent, FAST)
     assert "cudaProfilerStart" in (caught.value.hint or "")
 
 
-def test_missing_mock_plan(bench: Bench, fake_nsys: Path) -> None:
+@pytest.mark.usefixtures("fake_nsys")
+def test_missing_mock_plan(bench: Bench) -> None:
     with pytest.raises(BadInput, match="no such mock plan"):
         plan_mock(MockRequest(bench.root / "none.json", bench.out / "mock.nsys-rep"))

@@ -1,0 +1,376 @@
+"""From two traces to a verdict: the straight path, top to bottom.
+
+Steps and shapes of the engine (``shapes``) → its regions (``regions``, ``sequence``) → beside the mock's
+(``match``) → checks → phases → result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import opkit
+from opkit.align import sequence
+from opkit.align.checks import Subject, run_checks
+from opkit.align.match import match_regions
+from opkit.align.policy import Policy
+from opkit.align.regions import (
+    CaseRegions,
+    Region,
+    mark_layers,
+    mock_regions,
+    modal,
+    nvtx_regions,
+    read_steps,
+)
+from opkit.align.result import AlignResult, CaseMatch, Method, PhaseResult, SideSummary, worst
+from opkit.align.shapes import CaseSteps, case_steps, read_labels
+from opkit.errors import BadInput
+from opkit.layers.manifest import Manifest, manifest_from_json
+from opkit.layers.op import Case, LaunchMode, Op, Phase
+from opkit.nsys_parsers.trace import Trace, TraceFacts, open_trace
+
+# Steps of one shape that are read: enough for medians, and bounded however long the trace is.
+MAX_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be judged.
+
+    Attributes:
+        op: the op.
+        mock: the mock's trace.
+        e2e: the engine's traces, one per rank.
+        backend: whose region pattern applies; empty: what the manifests say.
+        policy: thresholds.
+        phases: the phases to judge.
+        strict: trace of the mock's strict variant (the module of the engine's own decoder layer).
+        method: force one way of finding regions; None takes the best that applies.
+    """
+
+    op: Op
+    mock: Path
+    e2e: tuple[Path, ...]
+    backend: str = ""
+    policy: Policy = Policy()
+    phases: tuple[Phase, ...] = (Phase.CONTEXT, Phase.GENERATION)
+    strict: Path | None = None
+    method: Method | None = None
+
+
+@dataclass
+class _Engine:
+    """The engine's side, over all ranks."""
+
+    cases: dict[Case, list[CaseRegions]]
+    facts: list[TraceFacts]
+    manifest: Manifest | None
+    shapes: list[CaseSteps]
+    notes: list[str]
+
+
+def judge(question: Question) -> AlignResult:
+    """Compare a mock's trace with the engine's and judge both phases.
+
+    Raises:
+        BadInput: a trace cannot be used, or holds nothing of the op.
+    """
+    with open_trace(question.mock) as trace:
+        _refuse_graph_level(trace.facts)
+        mock_facts = trace.facts
+        mock_manifest = _manifest(trace.facts)
+        regions = mock_regions(trace, question.op.name)
+    if question.strict is not None:
+        with open_trace(question.strict) as trace:
+            regions += mock_regions(trace, question.op.name)
+    backend = question.backend or (mock_manifest.backend if mock_manifest else "") or "vllm"
+    if backend not in question.op.region:
+        raise BadInput(f"op {question.op.name} has no region pattern for backend {backend!r}")
+    engine = _read_engine(question, backend, regions)
+    phases = tuple(
+        _judge_phase(question, phase, regions, engine, mock_facts, mock_manifest)
+        for phase in question.phases
+    )
+    return AlignResult(
+        op=question.op.name,
+        backend=backend,
+        verdict=worst([phase.verdict for phase in phases]),
+        phases=phases,
+        provenance=_provenance(question, mock_facts, mock_manifest, engine),
+        notes=tuple(dict.fromkeys(engine.notes)),
+    )
+
+
+def engine_shapes(paths: Sequence[Path]) -> list[tuple[CaseSteps, LaunchMode]]:
+    """The shapes that the engine really ran, and how: from its first trace, for the mock to run.
+
+    Raises:
+        BadInput: no labelled forward step, or none of a uniform shape.
+    """
+    with open_trace(paths[0]) as trace:
+        manifest = _manifest(trace.facts)
+        steps = read_labels(trace)
+        cases, notes = case_steps(steps, manifest.waves if manifest else ())
+        replayed = dict(
+            trace.rows(
+                "SELECT s.range_id, avg((k.graph_node IS NOT NULL)::INT) FROM step_of s "
+                "JOIN kernel k ON k.id = s.kernel_id GROUP BY 1"
+            )
+        )
+    if not cases:
+        raise BadInput(
+            f"{paths[0]}: no forward step with a readable label"
+            + ("; " + notes[0] if notes else ""),
+            "step labels need the engine's NVTX switches; `opkit align --dry-run` shows them",
+        )
+    shapes = []
+    for case in cases:
+        shares = [replayed.get(step, 0.0) for step in case.steps]
+        graph = sum(shares) / len(shares) > 0.5
+        shapes.append((case, LaunchMode.GRAPH if graph else LaunchMode.EAGER))
+    return shapes
+
+
+def _refuse_graph_level(facts: TraceFacts) -> None:
+    if "CUPTI_ACTIVITY_KIND_GRAPH_TRACE" in facts.tables:
+        raise BadInput(
+            f"{facts.path}: recorded with --cuda-graph-trace=graph: kernels inside CUDA graphs are "
+            "not in it",
+            "record again with --cuda-graph-trace=node",
+        )
+
+
+def _manifest(facts: TraceFacts) -> Manifest | None:
+    return manifest_from_json(facts.manifest, str(facts.path)) if facts.manifest else None
+
+
+def _read_engine(question: Question, backend: str, mock: list[Region]) -> _Engine:
+    engine = _Engine({}, [], None, [], [])
+    for path in question.e2e:
+        with open_trace(path) as trace:
+            _refuse_graph_level(trace.facts)
+            engine.facts.append(trace.facts)
+            engine.manifest = engine.manifest or _manifest(trace.facts)
+            _read_rank(question, backend, mock, trace, engine)
+    return engine
+
+
+def _read_rank(
+    question: Question, backend: str, mock: list[Region], trace: Trace, engine: _Engine
+) -> None:
+    """Find the op's regions in one rank's trace."""
+    pattern = question.op.region[backend]
+    own = _manifest(trace.facts)
+    labels = read_labels(trace)
+    cases, notes = case_steps(labels, own.waves if own else ())
+    engine.shapes += [case for case in cases if case not in engine.shapes]
+    engine.notes += notes
+    if not labels:
+        raise BadInput(
+            f"{trace.facts.path}: no forward step is labelled, so no shape can be read",
+            "run the engine with its NVTX switches; `opkit align --dry-run` shows them",
+        )
+    mark_layers(trace, pattern)
+    chosen = {case.case: _spread(case.steps) for case in cases}
+    steps = read_steps(trace, [step for ids in chosen.values() for step in ids])
+    learned = sequence.learn(list(steps.values()))
+    for case in cases:
+        case_of = CaseSteps(case.case, chosen[case.case], case.past_range)
+        found = None
+        if question.method is not Method.SEQUENCE:
+            found = nvtx_regions(case_of, steps)
+        if found is None:
+            peer = _nearest_mock(case.case, mock)
+            if peer:
+                found = sequence.sequence_regions(
+                    case_of, steps, peer[0].launches, learned, pattern
+                )
+        if found is not None:
+            engine.cases.setdefault(case.case, []).append(found)
+
+
+def _spread(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """At most ``MAX_STEPS`` ids, evenly over the window."""
+    if len(ids) <= MAX_STEPS:
+        return ids
+    return tuple(ids[i * len(ids) // MAX_STEPS] for i in range(MAX_STEPS))
+
+
+def _nearest_mock(case: Case, mock: list[Region]) -> list[Region]:
+    """The mock's regions of the case nearest in shape within the phase; most frequent sequence only."""
+    cases = {r.case for r in mock if r.case.phase is case.phase and r.variant == "mock"}
+    if not cases:
+        return []
+    nearest = min(cases, key=lambda c: _distance(c, case))
+    return modal([r for r in mock if r.case == nearest and r.variant == "mock"])[0]
+
+
+def _distance(a: Case, b: Case) -> tuple[float, float, float]:
+    """Ratio of batches first, then of new tokens, then difference of cached tokens."""
+    return (
+        max(a.batch, b.batch) / min(a.batch, b.batch),
+        max(a.tokens, b.tokens) / min(a.tokens, b.tokens),
+        abs(a.past - b.past),
+    )
+
+
+def _judge_phase(
+    question: Question,
+    phase: Phase,
+    mock: list[Region],
+    engine: _Engine,
+    mock_facts: TraceFacts,
+    manifest: Manifest | None,
+) -> PhaseResult:
+    matches: list[CaseMatch] = []
+    losses = _losses(mock_facts, "mock")
+    losses += [loss for facts in engine.facts for loss in _losses(facts, "E2E")]
+    notes: list[str] = []
+    strict: dict[str, float] = {}
+    engine_cases = [case for case in engine.cases if case.phase is phase]
+    pairs, unmatched = _pair_cases(
+        sorted({r.case for r in mock if r.case.phase is phase and r.variant == "mock"}),
+        engine_cases,
+    )
+    notes += [f"E2E also ran {case.label()}; the mock did not" for case in unmatched]
+    for shape in engine.shapes:
+        if shape.case.phase is phase and shape.case not in engine.cases:
+            losses.append(f"the op was not found in E2E steps of {shape.case.label()}")
+    for mock_case, e2e_case in pairs:
+        own = [r for r in mock if r.case == mock_case]
+        matches.append(_match(question, own, engine.cases[e2e_case]))
+        if question.strict is not None:
+            ratio = _strict_ratio(own)
+            if ratio is not None:
+                strict[mock_case.label()] = ratio
+    subject = Subject(
+        op=question.op,
+        cases=tuple(matches),
+        policy=question.policy,
+        losses=tuple(dict.fromkeys(losses)),
+        operands=manifest.operands if manifest else None,
+        strict=strict if question.strict is not None else None,
+    )
+    checks = run_checks(subject)
+    methods = [match.method for match in matches]
+    return PhaseResult(
+        phase=phase,
+        verdict=worst([check.outcome for check in checks]),
+        method=max(methods, key=list(Method).index) if methods else None,
+        attributed=min((match.attributed for match in matches), default=0.0),
+        cases=tuple(matches),
+        checks=checks,
+        notes=tuple(notes),
+    )
+
+
+def _pair_cases(mock: list[Case], e2e: list[Case]) -> tuple[list[tuple[Case, Case]], list[Case]]:
+    """Pair every mock case with the E2E case nearest in shape; also the E2E cases left over."""
+    pairs: list[tuple[Case, Case]] = []
+    free = list(e2e)
+    # Exact shapes first, so that a wrong shape cannot take the partner of a right one.
+    for case in sorted(mock, key=lambda c: min((_distance(c, o) for o in e2e), default=(0, 0, 0))):
+        if not e2e:
+            break
+        partner = min(free or e2e, key=lambda other: _distance(case, other))
+        pairs.append((case, partner))
+        if partner in free:
+            free.remove(partner)
+    return sorted(pairs), free
+
+
+def _match(question: Question, own: list[Region], found: list[CaseRegions]) -> CaseMatch:
+    mock, mock_odd = modal([r for r in own if r.variant == "mock"])
+    everything = [region for part in found for region in part.regions]
+    e2e, e2e_odd = modal(everything)
+    return CaseMatch(
+        mock=_side(mock, mock_odd, 0),
+        e2e=_side(e2e, e2e_odd, sum(part.unattributed for part in found)),
+        method=max((part.method for part in found), key=list(Method).index),
+        attributed=min(part.attributed for part in found),
+        explained=min(part.explained for part in found),
+        pairs=match_regions(mock, e2e, question.policy),
+    )
+
+
+def _side(regions: list[Region], odd: int, unattributed: int) -> SideSummary:
+    modes = {region.mode for region in regions}
+    return SideSummary(
+        case=regions[0].case,
+        mode=modes.pop() if len(modes) == 1 else None,
+        regions=len(regions) + odd,
+        odd_regions=odd,
+        launches=len(regions[0].launches),
+        gpu_ns=_median([region.gpu_ns for region in regions]),
+        elapsed_ns=_median([region.elapsed_ns for region in regions]),
+        unattributed=unattributed,
+    )
+
+
+def _median(values: list[int]) -> int:
+    return sorted(values)[len(values) // 2]
+
+
+def _strict_ratio(own: list[Region]) -> float | None:
+    """GPU time of the strict variant over the mock's; infinite when their kernels differ."""
+    plain, _ = modal([r for r in own if r.variant == "mock"])
+    strict, _ = modal([r for r in own if r.variant == "strict"])
+    if not plain or not strict:
+        return None
+    if plain[0].signature != strict[0].signature:
+        return float("inf")
+    return _median([r.gpu_ns for r in strict]) / max(1, _median([r.gpu_ns for r in plain]))
+
+
+def _losses(facts: TraceFacts, side: str) -> list[str]:
+    """What nsys reports lost of CUDA activity. Its NVTX remark stands in every late window: no loss."""
+    return [f"{side}: nsys says {text!r}" for text in facts.warnings if "NVTX" not in text]
+
+
+def _provenance(
+    question: Question, mock_facts: TraceFacts, mock: Manifest | None, engine: _Engine
+) -> dict[str, Any]:
+    e2e = engine.manifest
+    gpus = [gpu for facts in (mock_facts, *engine.facts) for gpu in facts.gpus]
+    versions: dict[str, str] = {**(mock.versions if mock else {}), **(e2e.versions if e2e else {})}
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "opkit": opkit.__version__,
+        "op": question.op.name,
+        "gpu": sorted(set(gpus)),
+        "versions": versions,
+        "model": (mock.model if mock else {}) or (e2e.model if e2e else {}),
+        "dtypes": mock.dtypes if mock else {},
+        "tp_size": mock.tp_size if mock else 1,
+        "layer_source": mock.layer_source if mock else {},
+        "recipe": mock.recipe if mock else {},
+        "operands": [asdict(operand) for operand in mock.operands] if mock else [],
+        "waves": [asdict(wave) for wave in e2e.waves] if e2e else [],
+        "commands": {
+            "mock": list(mock.command) if mock else [],
+            "e2e": list(e2e.command) if e2e else [],
+        },
+        "files": [_file(question.mock, "mock")] + [_file(path, "e2e") for path in question.e2e],
+        "policy": asdict(question.policy),
+        "policy_digest": question.policy.digest(),
+        "nsys_warnings": sorted({w for f in (mock_facts, *engine.facts) for w in f.warnings}),
+        "notes": list((mock.notes if mock else ()) + (e2e.notes if e2e else ())),
+    }
+
+
+def _file(path: Path, side: str) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {
+        "side": side,
+        "name": path.name,
+        "sha256": digest.hexdigest(),
+        "bytes": path.stat().st_size,
+    }

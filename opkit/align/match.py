@@ -1,0 +1,133 @@
+"""Match: the mock's kernel sequence laid beside the engine's, kernel by kernel, in launch order.
+
+Two sequences are aligned (Needleman and Wunsch 1970, global, linear gaps), not two bags compared: a kernel
+that moved shows as missing in one place and extra in another.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+
+from opkit.align.policy import Policy, Role
+from opkit.align.regions import Launch, Region
+from opkit.align.result import KernelPair, KernelStat, Level
+from opkit.nsys_parsers.names import KernelName
+
+Pairing = tuple[int | None, int | None, Level]
+
+# What two kernels standing side by side are worth. Two gaps cost less than a pairing of unlike names, and
+# an exact name is worth more than any weaker agreement, so that exact names win where both are possible.
+_SCORES = {Level.SAME: 4.0, Level.VARIANT: 3.0, Level.ROLE: 2.5, Level.DTYPE: 2.0}
+_GAP = -1.0
+
+
+def name_level(mock: KernelName, e2e: KernelName, roles: Sequence[Role] = ()) -> Level | None:
+    """How well two names agree, or None when they do not."""
+    if mock.demangled == e2e.demangled:
+        return Level.SAME
+    if mock.stem == e2e.stem and mock.family == e2e.family:
+        return Level.VARIANT if mock.dtypes == e2e.dtypes else Level.DTYPE
+    for role in roles:
+        if re.search(role.mock, mock.demangled) and re.search(role.e2e, e2e.demangled):
+            return Level.ROLE
+    return None
+
+
+def align_names(
+    mock: Sequence[KernelName], e2e: Sequence[KernelName], roles: Sequence[Role] = ()
+) -> list[Pairing]:
+    """Best global alignment of two name sequences: (mock index, e2e index, level) in launch order."""
+    rows, columns = len(mock), len(e2e)
+    levels: dict[tuple[KernelName, KernelName], Level | None] = {}
+    score = [
+        [_GAP * (i + j) if 0 in (i, j) else 0.0 for j in range(columns + 1)]
+        for i in range(rows + 1)
+    ]
+    for i in range(rows):
+        for j in range(columns):
+            pair = (mock[i], e2e[j])
+            if pair not in levels:
+                levels[pair] = name_level(*pair, roles)
+            level = levels[pair]
+            best = max(score[i][j + 1], score[i + 1][j]) + _GAP
+            if level is not None:
+                best = max(best, score[i][j] + _SCORES[level])
+            score[i + 1][j + 1] = best
+    return _trace_back(score, mock, e2e, levels)
+
+
+def _trace_back(
+    score: list[list[float]],
+    mock: Sequence[KernelName],
+    e2e: Sequence[KernelName],
+    levels: dict[tuple[KernelName, KernelName], Level | None],
+) -> list[Pairing]:
+    pairs: list[Pairing] = []
+    i, j = len(mock), len(e2e)
+    while i or j:
+        level = levels[(mock[i - 1], e2e[j - 1])] if i and j else None
+        if level is not None and score[i][j] == score[i - 1][j - 1] + _SCORES[level]:
+            i, j = i - 1, j - 1
+            pairs.append((i, j, level))
+        elif i and score[i][j] == score[i - 1][j] + _GAP:
+            i -= 1
+            pairs.append((i, None, Level.MOCK_ONLY))
+        else:
+            j -= 1
+            pairs.append((None, j, Level.E2E_ONLY))
+    return pairs[::-1]
+
+
+def kernel_stat(launches: Sequence[Launch]) -> KernelStat:
+    """Statistics of one place of the sequence over all regions."""
+    times = sorted(launch.duration for launch in launches)
+    median = statistics.median(times)
+    first = launches[0]
+    grids = {launch.grid for launch in launches}
+    blocks = {launch.block for launch in launches}
+    return KernelStat(
+        name=first.name.demangled,
+        short=first.name.short,
+        family=first.name.family,
+        grid=first.grid if len(grids) == 1 else None,
+        block=first.block if len(blocks) == 1 else None,
+        calls=len(times),
+        median_ns=round(median),
+        min_ns=times[0],
+        max_ns=times[-1],
+        mad_ns=round(statistics.median(abs(t - median) for t in times)),
+    )
+
+
+def match_regions(
+    mock: Sequence[Region], e2e: Sequence[Region], policy: Policy
+) -> tuple[KernelPair, ...]:
+    """Match two sides of a case; every region of a side must have the same kernel sequence.
+
+    Args:
+        mock: the mock's regions (at least one).
+        e2e: the engine's regions (at least one).
+        policy: the share from which a kernel is key, and declared roles.
+    """
+    names = [[launch.name for launch in side[0].launches] for side in (mock, e2e)]
+    stats = [_columns(mock), _columns(e2e)]
+    totals = [max(1, sum(stat.median_ns for stat in side)) for side in stats]
+    pairs = []
+    for i, j, level in align_names(names[0], names[1], policy.roles):
+        left = stats[0][i] if i is not None else None
+        right = stats[1][j] if j is not None else None
+        glue = (names[1][j] if j is not None else names[0][i or 0]).glue
+        share = max(
+            left.median_ns / totals[0] if left else 0.0,
+            right.median_ns / totals[1] if right else 0.0,
+        )
+        pairs.append(
+            KernelPair(left, right, level, share >= policy.key_share or not glue, glue, share)
+        )
+    return tuple(pairs)
+
+
+def _columns(regions: Sequence[Region]) -> list[KernelStat]:
+    return [kernel_stat(place) for place in zip(*(r.launches for r in regions), strict=True)]

@@ -1,0 +1,134 @@
+"""The live path: profile the engine, read the shapes it ran, profile the mock at those shapes, judge.
+
+Everything made goes into one folder of the run: reports, exports, logs, the mock's plan, the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from opkit.align.judge import Question, engine_shapes, judge
+from opkit.align.policy import Policy
+from opkit.align.profile.e2e import E2EPlan, E2ERequest, plan_e2e, run_e2e
+from opkit.align.profile.mock import MockRequest, plan_mock, run_mock
+from opkit.align.result import AlignResult
+from opkit.errors import BadInput
+from opkit.layers.manifest import sidecar_of
+from opkit.layers.op import Op, Phase
+from opkit.layers.plan import Plan, PlannedCase
+from opkit.nsys_parsers.tool import export_sqlite
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LiveRequest:
+    """A live alignment as asked for.
+
+    Attributes:
+        op: the op.
+        backend: the engine whose classes build the mock.
+        e2e: the engine's run; its ``out_dir`` holds everything.
+        policy: thresholds.
+        phases: phases to judge.
+        strict: run the mock a second time out of the engine's own decoder layer.
+        python: interpreter that has the framework, for the mock.
+        iterations: measured iterations of each mock case.
+    """
+
+    op: Op
+    backend: str
+    e2e: E2ERequest
+    policy: Policy
+    phases: tuple[Phase, ...]
+    strict: bool
+    python: str
+    iterations: int = 20
+
+
+def dry_run(request: LiveRequest) -> str:
+    """Every command that would run, as text."""
+    e2e = plan_e2e(request.e2e, dry_run=True)
+    folder = request.e2e.out_dir
+    parts = ["# 1. the serving engine", e2e.text()]
+    for number, strict in enumerate([False, True] if request.strict else [False], start=2):
+        mock = plan_mock(_mock_request(request, folder, strict), dry_run=True)
+        name = "mock, out of the engine's decoder layer" if strict else "mock"
+        parts += [f"# {number}. the {name}, at the shapes read from 1", mock.text()]
+    return "\n".join(parts)
+
+
+def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
+    """Profile both sides and judge.
+
+    Raises:
+        OpkitError: what could not be run or read.
+        KeyboardInterrupt: after everything started has been ended.
+    """
+    folder = request.e2e.out_dir.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    e2e = plan_e2e(request.e2e)
+    engine = [_export(report, progress) for report in run_e2e(e2e, progress)]
+    shapes = [s for s in engine_shapes(engine) if s[0].case.phase in request.phases]
+    if not shapes:
+        raise BadInput("the engine ran none of the phases asked for in the recorded window")
+    listed = ", ".join(f"{case.case.phase} {case.case.label()} ({mode})" for case, mode in shapes)
+    progress(f"the engine ran {listed}")
+    cases = tuple(PlannedCase(case.case, mode) for case, mode in shapes)
+    mock = _run_mock(request, e2e, cases, False, progress)
+    strict = _run_mock(request, e2e, cases, True, progress) if request.strict else None
+    progress("judging")
+    return judge(
+        Question(
+            request.op,
+            mock,
+            tuple(engine),
+            request.backend,
+            request.policy,
+            request.phases,
+            strict,
+        )
+    )
+
+
+def _mock_request(request: LiveRequest, folder: Path, strict: bool) -> MockRequest:
+    name = "strict" if strict else "mock"
+    return MockRequest(
+        plan=folder / f"{name}.plan.json",
+        report=folder / f"{name}.nsys-rep",
+        python=request.python,
+        env=dict(request.e2e.env),
+    )
+
+
+def _run_mock(
+    request: LiveRequest,
+    e2e: E2EPlan,
+    cases: tuple[PlannedCase, ...],
+    strict: bool,
+    progress: Progress,
+) -> Path:
+    if e2e.model_dir is None:
+        raise BadInput("the model's folder is not known", "give it with --model")
+    asked = _mock_request(request, e2e.request.out_dir, strict)
+    plan = Plan(
+        op=request.op.name,
+        backend=request.backend,
+        model=str(e2e.model_dir.absolute()),
+        cases=cases,
+        manifest=str(sidecar_of(asked.report)),
+        engine_args=e2e.server.engine_args,
+        tp_size=e2e.server.tp_size,
+        seed=request.e2e.seed,
+        iterations=request.iterations,
+        strict=strict,
+    )
+    plan.write(asked.plan)
+    return _export(run_mock(plan_mock(asked), progress), progress)
+
+
+def _export(report: Path, progress: Progress) -> Path:
+    progress(f"exporting {report.name}")
+    return export_sqlite(report, report.with_suffix(".sqlite"))

@@ -1,0 +1,160 @@
+"""Shapes the engine really ran: step labels read against the requests that were sent.
+
+Labels give requests and new tokens of a step; how long each request's cache was follows from replaying the
+waves of requests over the steps. A trace without waves gives what its labels say and no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from opkit.layers.manifest import Wave
+from opkit.layers.op import Case, Phase
+from opkit.nsys_parsers.ranges import STEP_SQL, StepLabel, assign, parse_step
+from opkit.nsys_parsers.trace import Trace
+
+UNKNOWN_PAST = -1  # Case.past of a decode step when nothing tells the cache's length
+
+
+@dataclass(frozen=True)
+class Step:
+    """One labelled forward step. ``id`` is the NVTX range's id, ``start`` in ns."""
+
+    id: int
+    start: int
+    label: StepLabel
+
+
+@dataclass(frozen=True)
+class CaseSteps:
+    """Steps of one shape. ``past_range``: smallest and largest cache length among decode steps."""
+
+    case: Case
+    steps: tuple[int, ...]
+    past_range: tuple[int, int]
+
+
+@dataclass
+class _Shapes:
+    """Result under construction."""
+
+    steps: list[tuple[Step, Case, int]] = field(default_factory=list)  # step, case, wave
+    skipped: list[str] = field(default_factory=list)
+
+
+def read_labels(trace: Trace) -> list[Step]:
+    """Labelled steps in time order; creates table ``step_of`` (kernels launched in each)."""
+    where = f"regexp_matches(text, '{STEP_SQL}')"
+    assign(trace.db, "step_of", where)
+    rows = trace.rows(f"SELECT id, start, text FROM nvtx WHERE {where} ORDER BY start")
+    steps = []
+    for identifier, start, text in rows:
+        label = parse_step(text)
+        if label is not None:
+            steps.append(Step(identifier, start, label))
+    return steps
+
+
+def case_steps(steps: list[Step], waves: tuple[Wave, ...]) -> tuple[list[CaseSteps], list[str]]:
+    """Group steps by shape.
+
+    Args:
+        steps: labelled steps in time order.
+        waves: requests sent in the recorded window, in order; empty when unknown.
+
+    Returns:
+        The shapes, and a note for each kind of step that was left out.
+    """
+    found = _replay(steps, waves) if waves else None
+    if found is None:
+        found = _labels_alone(steps)
+        if waves:
+            found.skipped.append(
+                "step labels do not add up to the requests sent; shapes are from labels alone"
+            )
+    groups: dict[tuple[Case, int], list[tuple[Step, Case]]] = {}
+    for step, case, wave in found.steps:
+        # Decode steps of one wave differ only in the cache's length: one case, its middle length.
+        same = case if case.phase is Phase.CONTEXT else replace(case, past=0)
+        groups.setdefault((same, wave), []).append((step, case))
+    merged: dict[Case, CaseSteps] = {}
+    for members in groups.values():
+        pasts = sorted(case.past for _, case in members)
+        case = replace(members[0][1], past=pasts[len(pasts) // 2])
+        ids = tuple(step.id for step, _ in members)
+        if case in merged:
+            ids = merged[case].steps + ids
+            pasts = sorted([*pasts, *merged[case].past_range])
+        merged[case] = CaseSteps(case, ids, (pasts[0], pasts[-1]))
+    return sorted(merged.values(), key=lambda c: c.case), sorted(set(found.skipped))
+
+
+def _labels_alone(steps: list[Step]) -> _Shapes:
+    found = _Shapes()
+    for step in steps:
+        label = step.label
+        if label.context_requests and label.generation_requests:
+            found.skipped.append("steps that mix both phases were left out")
+        elif label.context_requests and label.context_tokens:
+            tokens, rest = divmod(label.context_tokens, label.context_requests)
+            if rest:
+                found.skipped.append("steps with prompts of unequal length were left out")
+            else:
+                case = Case(Phase.CONTEXT, label.context_requests, tokens, 0)
+                found.steps.append((step, case, 0))
+        elif label.generation_requests:
+            case = Case(Phase.GENERATION, label.generation_requests, 1, UNKNOWN_PAST)
+            found.steps.append((step, case, 0))
+        elif label.context_requests:
+            found.skipped.append("context steps whose label gives no token count were left out")
+    return found
+
+
+def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
+    """Replay the waves over the steps; None when they do not add up."""
+    found = _Shapes()
+    queue = list(steps)
+    for number, wave in enumerate(waves):
+        waiting = wave.requests  # requests whose prompt has not begun
+        chunk = 0  # tokens done of a prompt that is being processed in chunks
+        running: list[int] = []  # cached tokens of each decoding request
+        finished = 0
+        while finished < wave.requests:
+            if not queue:
+                return None
+            step = queue.pop(0)
+            label = step.label
+            if label.generation_requests != len(running) or label.context_tokens is None:
+                return None
+            done = chunk + label.context_tokens
+            prompts, rest = divmod(done, wave.prompt)
+            if prompts > waiting or (rest and prompts == waiting):
+                return None
+            mixed = bool(label.context_requests and running)
+            if mixed:
+                found.skipped.append("steps that mix both phases were left out")
+            elif label.context_requests:
+                whole = chunk == 0 and rest == 0
+                if whole:
+                    case = Case(Phase.CONTEXT, prompts, wave.prompt, 0)
+                    found.steps.append((step, case, number))
+                elif label.context_requests == 1:
+                    case = Case(Phase.CONTEXT, 1, label.context_tokens, chunk)
+                    found.steps.append((step, case, number))
+                else:
+                    found.skipped.append("steps with prompts of unequal length were left out")
+            elif running:
+                case = Case(Phase.GENERATION, len(running), 1, max(running))
+                found.steps.append((step, case, number))
+            running = [past + 1 for past in running]
+            still = [past for past in running if past - wave.prompt < wave.output - 1]
+            finished += len(running) - len(still)
+            running = still
+            waiting -= prompts
+            chunk = rest
+            # The prompt's own step samples the first token; one more per decode step.
+            if wave.output > 1:
+                running += [wave.prompt] * prompts
+            else:
+                finished += prompts
+    return found

@@ -1,0 +1,96 @@
+"""The configuration of a vLLM server, cut down to one layer on one rank.
+
+Source: vLLM 0.24.0, ``entrypoints/openai/cli_args.py`` and ``engine/arg_utils.py``: the server's
+parser reads the server's flags, so every default is the server's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from opkit.errors import BadInput
+from opkit.layers.plan import Plan
+
+
+def model_json(model: str) -> dict[str, Any]:
+    """The model's ``config.json``.
+
+    Raises:
+        BadInput: ``model`` is not a folder with a readable one.
+    """
+    path = Path(model) / "config.json"
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: no readable model configuration ({error})") from error
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return data
+
+
+def server_args(plan: Plan) -> AsyncEngineArgs:
+    """The server's flags, read by vLLM's own parser.
+
+    Raises:
+        BadInput: vLLM refuses the flags, or they ask for what a one-layer mock cannot do.
+    """
+    try:
+        parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(
+            [plan.model, *plan.engine_args]
+        )
+    except SystemExit as error:  # argparse has told the reason on stderr
+        raise BadInput("vLLM refuses the server's flags, see its message above") from error
+    parsed.model = parsed.model_tag
+    args = AsyncEngineArgs.from_cli_args(parsed)
+    if args.speculative_config is not None:
+        raise BadInput("a server with speculative decoding cannot be mocked yet")
+    if args.tensor_parallel_size not in (1, plan.tp_size):
+        raise BadInput(
+            f"the plan says tp_size {plan.tp_size}, the server's flags "
+            f"--tensor-parallel-size {args.tensor_parallel_size}"
+        )
+    return args
+
+
+def layer_config(plan: Plan, args: AsyncEngineArgs) -> VllmConfig:
+    """The server's configuration, with one layer, one rank and dummy weights.
+
+    Tensor parallelism is simulated: one rank's share of the heads, and no collectives.
+
+    Raises:
+        BadInput: vLLM refuses the configuration, or heads cannot be shared among the ranks.
+    """
+    overrides = dict(args.hf_overrides) if isinstance(args.hf_overrides, dict) else {}
+    shape = model_json(plan.model) | overrides
+    overrides["num_hidden_layers"] = 1
+    if plan.tp_size > 1:
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            if shape[name] % plan.tp_size:
+                raise BadInput(f"{name} {shape[name]} cannot be shared by {plan.tp_size} ranks")
+            overrides[name] = shape[name] // plan.tp_size
+    one_rank = dataclasses.replace(
+        args,
+        hf_overrides=overrides,
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        data_parallel_size=1,
+        enable_expert_parallel=False,
+        enable_layerwise_nvtx_tracing=False,  # opkit's ranges are the only ones wanted here
+        gpu_memory_utilization=0.3,  # only checked against free memory at start; one layer is small
+    )
+    try:
+        # The server's context: defaults such as max_num_batched_tokens depend on it.
+        return one_rank.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except ValueError as error:
+        raise BadInput(f"vLLM refuses the server's configuration: {error}") from error

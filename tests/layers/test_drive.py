@@ -1,0 +1,155 @@
+"""The mock process: what it runs, what it writes, and how it fails, without torch or a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from opkit.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_RUN_FAILED,
+    EXIT_TOOL_MISSING,
+    EXIT_USAGE,
+)
+from opkit.layers import drive
+from opkit.layers.manifest import Manifest, Operand, manifest_from_json
+from opkit.layers.op import Phase, parse_mock_range
+from opkit.layers.plan import Plan, PlannedCase
+
+
+class Recorder:
+    """Stands in for torch and for the mock; remembers what happened, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        note = self.events.append
+        self.cuda = SimpleNamespace(
+            synchronize=lambda: note("wait"),
+            profiler=SimpleNamespace(start=lambda: note("start"), stop=lambda: note("stop")),
+            nvtx=SimpleNamespace(range_push=note, range_pop=lambda: note("pop")),
+        )
+
+    def prepare(self, planned: PlannedCase) -> Callable[[], None]:
+        self.events.append(f"prepare {planned.case.label()}")
+        return lambda: self.events.append("forward")
+
+    def operands(self, planned: PlannedCase) -> tuple[Operand, ...]:
+        weight = Operand("o_proj.weight", (8, 8), "bfloat16", 0.5, 0.0, 0.0)
+        return (weight, replace(weight, name=f"{planned.case.phase} o_proj.input"))
+
+    def describe(self) -> Manifest:
+        return Manifest(side="mock", op="dsa", backend="vllm", recipe={"weights": "dummy"})
+
+    def close(self) -> None:
+        self.events.append("close")
+
+
+@pytest.fixture
+def plan(dsa_plan: Plan, tmp_path: Path) -> Plan:
+    manifest = str(tmp_path / "mock.opkit.json")
+    return replace(dsa_plan, manifest=manifest, warmup=1, iterations=2, context_pause_ms=0)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr(drive, "build_mock", lambda *_: recorder)
+    monkeypatch.setattr(drive, "_torch", lambda: recorder)
+    return recorder
+
+
+def test_every_iteration_is_one_forward_in_one_range(plan: Plan, recorder: Recorder) -> None:
+    drive.drive(plan)
+    window = recorder.events[recorder.events.index("start") + 1 : recorder.events.index("stop")]
+    found = [(i, parse_mock_range(text)) for i, text in enumerate(window)]
+    ranges = [(i, marked) for i, marked in found if marked is not None]
+    assert [(r.case, r.mode, r.iteration, r.variant) for _, r in ranges] == [
+        (planned.case, planned.mode, iteration, "strict")
+        for planned in plan.cases
+        for iteration in range(2)
+    ]
+    assert all(window[i + 1 : i + 4] == ["forward", "pop", "wait"] for i, _ in ranges)
+    assert window.count("forward") == len(plan.cases) * 3  # one to warm up, two measured
+
+
+def test_every_case_runs_once_before_the_window(plan: Plan, recorder: Recorder) -> None:
+    drive.drive(plan)
+    before = recorder.events[: recorder.events.index("start")]
+    assert before.count("forward") == len(plan.cases)
+
+
+def test_the_manifest_says_operands_and_pacing(plan: Plan, recorder: Recorder) -> None:
+    drive.drive(plan)
+    assert recorder.events[-2:] == ["stop", "close"]
+    manifest = manifest_from_json(Path(plan.manifest).read_text(), "manifest")
+    names = [operand.name for operand in manifest.operands]
+    assert names == [
+        "o_proj.weight",
+        f"{Phase.CONTEXT} o_proj.input",
+        f"{Phase.GENERATION} o_proj.input",
+    ]
+    assert manifest.recipe["weights"] == "dummy"
+    assert "2 measured iterations" in manifest.recipe["pacing"]
+
+
+def test_a_missing_folder_is_found_before_the_mock_is_built(
+    plan: Plan, recorder: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = replace(plan, manifest=str(tmp_path / "none" / "m.json"))
+    code = drive.run(lambda: drive.drive(lost), tmp_path / "trace.txt")
+    assert code == EXIT_BAD_INPUT
+    assert "no such folder" in capsys.readouterr().err
+    assert recorder.events == []
+
+
+def test_a_crash_is_one_sentence_and_keeps_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash() -> None:
+        raise ValueError("bad kernel\nwith a long story")
+
+    trace = tmp_path / "trace.txt"
+    assert drive.run(crash, trace) == EXIT_RUN_FAILED
+    told = capsys.readouterr().err
+    assert "the mock failed: ValueError: bad kernel\n" in told
+    assert "Traceback" not in told
+    assert str(trace) in told
+    assert "with a long story" in trace.read_text()
+
+
+def test_an_interrupt_has_its_own_code(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert drive.run(interrupt, tmp_path / "trace.txt") == EXIT_INTERRUPTED
+
+
+def test_a_wrong_command_line_is_told() -> None:
+    assert drive.main([]) == EXIT_USAGE
+    assert drive.main(["/no/such/plan.json"]) == EXIT_BAD_INPUT
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_the_framework_the_process_says_so(plan: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan.write(path)
+    command = [sys.executable, "-m", "opkit.layers.drive", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_TOOL_MISSING
+    assert done.stdout == ""
+    assert "needs vllm, which cannot be imported" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in drive.traceback_file(plan).read_text()
+
+
+def test_importing_layers_needs_no_framework() -> None:
+    code = "import opkit.layers.drive, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
