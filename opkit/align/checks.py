@@ -106,7 +106,9 @@ def evidence(subject: Subject) -> CheckResult:
         "the record is incomplete or the engine's regions differ among themselves",
         "record again (longer window, fewer other traces on); see the cases named",
     )
-    good = f"{regions} E2E regions, at least {least:.1%} of their steps' kernels linked to launches"
+    wrong = sum(m.e2e.misreported + m.mock.misreported for m in subject.cases)
+    aside = f"; {wrong} regions set aside: nsys calls a graph's kernel a copy" if wrong else ""
+    good = f"{regions} E2E regions, at least {least:.1%} of their steps' kernels linked to launches{aside}"
     if not subject.cases:
         problems.append("no case was found on both sides")
     return _result("evidence", problems, good, (), advice, Outcome.INCONCLUSIVE)

@@ -21,11 +21,12 @@ from opkit.align.policy import Policy
 from opkit.align.regions import (
     CaseRegions,
     Region,
+    Sorted,
     mark_layers,
     mock_regions,
-    modal,
     nvtx_regions,
     read_steps,
+    sort_regions,
 )
 from opkit.align.result import AlignResult, CaseMatch, Method, PhaseResult, SideSummary, worst
 from opkit.align.shapes import CaseSteps, case_steps, read_labels
@@ -207,7 +208,8 @@ def _nearest_mock(case: Case, mock: list[Region]) -> list[Region]:
     if not cases:
         return []
     nearest = min(cases, key=lambda c: _distance(c, case))
-    return modal([r for r in mock if r.case == nearest and r.variant == "mock"])[0]
+    own = [r for r in mock if r.case == nearest and r.variant == "mock"]
+    return list(sort_regions(own).modal)
 
 
 def _distance(a: Case, b: Case) -> tuple[float, float, float]:
@@ -285,26 +287,27 @@ def _pair_cases(mock: list[Case], e2e: list[Case]) -> tuple[list[tuple[Case, Cas
 
 
 def _match(question: Question, own: list[Region], found: list[CaseRegions]) -> CaseMatch:
-    mock, mock_odd = modal([r for r in own if r.variant == "mock"])
-    everything = [region for part in found for region in part.regions]
-    e2e, e2e_odd = modal(everything)
+    mock = sort_regions(region for region in own if region.variant == "mock")
+    e2e = sort_regions(region for part in found for region in part.regions)
     return CaseMatch(
-        mock=_side(mock, mock_odd, 0),
-        e2e=_side(e2e, e2e_odd, sum(part.unattributed for part in found)),
+        mock=_side(mock, 0),
+        e2e=_side(e2e, sum(part.unattributed for part in found)),
         method=max((part.method for part in found), key=list(Method).index),
         attributed=min(part.attributed for part in found),
         explained=min(part.explained for part in found),
-        pairs=match_regions(mock, e2e, question.policy),
+        pairs=match_regions(mock.modal, e2e.modal, question.policy),
     )
 
 
-def _side(regions: list[Region], odd: int, unattributed: int) -> SideSummary:
+def _side(found: Sorted, unattributed: int) -> SideSummary:
+    regions = found.modal
     modes = {region.mode for region in regions}
     return SideSummary(
         case=regions[0].case,
         mode=modes.pop() if len(modes) == 1 else None,
-        regions=len(regions) + odd,
-        odd_regions=odd,
+        regions=len(regions) + len(found.odd) + len(found.misreported),
+        odd_regions=len(found.odd),
+        misreported=len(found.misreported),
         launches=len(regions[0].launches),
         gpu_ns=_median([region.gpu_ns for region in regions]),
         elapsed_ns=_median([region.elapsed_ns for region in regions]),
@@ -318,8 +321,8 @@ def _median(values: list[int]) -> int:
 
 def _strict_ratio(own: list[Region]) -> float | None:
     """GPU time of the strict variant over the mock's; infinite when their kernels differ."""
-    plain, _ = modal([r for r in own if r.variant == "mock"])
-    strict, _ = modal([r for r in own if r.variant == "strict"])
+    plain = sort_regions(r for r in own if r.variant == "mock").modal
+    strict = sort_regions(r for r in own if r.variant == "strict").modal
     if not plain or not strict:
         return None
     if plain[0].signature != strict[0].signature:

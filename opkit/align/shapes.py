@@ -13,6 +13,7 @@ from opkit.layers.op import Case, Phase
 from opkit.nsys_parsers.ranges import STEP_SQL, StepLabel, assign, parse_step
 from opkit.nsys_parsers.trace import Trace
 
+MAX_PRIMING = 8  # forward steps before the first wave that are looked over
 UNKNOWN_PAST = -1  # Case.past of a decode step when nothing tells the cache's length
 
 
@@ -65,7 +66,11 @@ def case_steps(steps: list[Step], waves: tuple[Wave, ...]) -> tuple[list[CaseSte
     Returns:
         The shapes, and a note for each kind of step that was left out.
     """
-    found = _replay(steps, waves) if waves else None
+    found = None
+    if waves:
+        # Steps before the waves are those of the priming request, some of them cut by the window.
+        tries = (_replay(steps[skip:], waves) for skip in range(min(len(steps), MAX_PRIMING) + 1))
+        found = next((replayed for replayed in tries if replayed is not None), None)
     if found is None:
         found = _labels_alone(steps)
         if waves:
@@ -157,4 +162,4 @@ def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
                 running += [wave.prompt] * prompts
             else:
                 finished += prompts
-    return found
+    return None if queue else found

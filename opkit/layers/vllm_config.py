@@ -43,6 +43,7 @@ def server_args(plan: Plan) -> AsyncEngineArgs:
     Raises:
         BadInput: vLLM refuses the flags, or they ask for what a one-layer mock cannot do.
     """
+    model_json(plan.model)  # vLLM would look for a missing folder on a model hub
     try:
         parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(
             [plan.model, *plan.engine_args]

@@ -145,20 +145,26 @@ def _plain(demangled: str) -> str:
 
 def _split(plain: str) -> tuple[str, str]:
     """Base name and template arguments: ``void a::b<c, d>(e)`` → ``a::b``, ``c, d``."""
-    text = plain.removeprefix("void ").strip()
-    cut = next((i for i, char in enumerate(text) if char in "<(,"), len(text))
-    base = text[:cut].strip()
-    if cut >= len(text) or text[cut] != "<":
-        return base, ""
-    depth = 0
-    for i in range(cut, len(text)):
-        if text[i] == "<":
+    name = _without_signature(plain.strip())
+    cut = name.find("<")
+    if cut < 0:
+        return name, ""
+    return name[:cut], name[cut + 1 : name.rfind(">") if ">" in name[cut:] else len(name)]
+
+
+def _without_signature(text: str) -> str:
+    """The qualified name with its template arguments: no return type, no parameters, no commas."""
+    depth = begin = 0
+    for i, char in enumerate(text):
+        if char in "<[{" or (char == "(" and depth):
             depth += 1
-        elif text[i] == ">" and text[i - 1] != "-":
+        elif char in "]})" or (char == ">" and text[i - 1] != "-"):
             depth -= 1
-            if depth == 0:
-                return base, text[cut + 1 : i]
-    return base, text[cut + 1 :]
+        elif depth == 0 and char == " ":
+            begin = i + 1
+        elif depth == 0 and char in "(,":
+            return text[begin:i]
+    return text[begin:]
 
 
 def _functor(base: str, arguments: str) -> str:

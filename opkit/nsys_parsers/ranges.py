@@ -95,11 +95,11 @@ def assign(db: duckdb.DuckDBPyConnection, target: str, where: str, point: str = 
         CREATE OR REPLACE TABLE {target} AS
         WITH chosen AS (SELECT id, tid, start, "end" FROM nvtx WHERE {where}),
         placed AS (
-            SELECT k.id AS kernel_id, c.id AS range_id, k.{point}_start AS at, c."end" AS until
+            SELECT k.id AS kernel_id, c.id AS range_id, k.{point}_start AS moment, c."end" AS until
             FROM (SELECT id, {point}_start, {point}_tid FROM kernel
                   WHERE {point}_start IS NOT NULL) k
             ASOF JOIN chosen c ON c.tid = k.{point}_tid AND c.start <= k.{point}_start
         )
-        SELECT kernel_id, range_id FROM placed WHERE at <= until
+        SELECT kernel_id, range_id FROM placed WHERE moment <= until
         """
     )

@@ -51,6 +51,7 @@ class Engine:
         tp_flags: flags of tensor parallelism.
         frontend: flags of the HTTP server, which mean nothing to the engine itself.
         switches: see :class:`Switch`.
+        labels_on: URL path that switches step labels on (POST), where a flag alone does not.
         env: variables it needs for NVTX, set when the user has not set them, with the reason.
         config_flags: flags that name a YAML file; what goes there: ``config_nvtx`` and, since the
             file's section replaces the command's own, unless one of ``config_clash`` is in it,
@@ -69,6 +70,7 @@ class Engine:
     tp_flags: tuple[str, ...]
     frontend: tuple[str, ...]
     switches: tuple[Switch, ...] = ()
+    labels_on: str = ""
     env: Mapping[str, tuple[str, str]] | None = None
     config_flags: tuple[str, ...] = ()
     config_nvtx: str = ""
@@ -135,12 +137,14 @@ ENGINES = (
         frontend=("--host", "--port", "--api-key", "--uvicorn-log-level", "--root-path"),
         switches=(
             Switch("--enable-layerwise-nvtx-tracing"),
-            # Step labels exist only where a profiler is configured (gpu_worker.annotate_profile).
+            # Step labels exist only once a configured profiler was started (gpu_worker.py, profile
+            # and annotate_profile); cudaProfilerStart means nothing to a session of nsys launch.
             Switch("--profiler-config", '{"profiler":"cuda"}'),
             Switch(
                 "--no-enable-prefix-caching", unless=("--enable-prefix-caching",), note=_CACHE_NOTE
             ),
         ),
+        labels_on="/start_profile",
         env={"VLLM_USE_V2_MODEL_RUNNER": ("0", _V2_NOTE)},
     ),
     Engine(

@@ -19,6 +19,7 @@ from opkit.align.profile.plan import (
     Command,
     End,
     Finish,
+    Post,
     ProfilePlan,
     Ready,
     Run,
@@ -35,6 +36,9 @@ _TRACE = ("-t", "cuda,nvtx", "--cuda-graph-trace=node", "--trace-fork-before-exe
 _NO_CPU = ("--sample=none", "--cpuctxsw=none")  # CPU samples cost time and explain no kernel
 _RANK = "OMPI_COMM_WORLD_RANK"
 _STOP_LIMIT_S = 1800.0  # nsys converts the recording before `stop` returns
+
+
+PRIMING_WAVE = Wave(1, 16, 2)
 
 
 class Mode(StrEnum):
@@ -145,8 +149,8 @@ def _server(
     return ProfilePlan(
         steps=(
             start,
-            *_warm(request, server),
-            *(() if whole else (Run(opened),)),
+            *_warm(request, server, target),
+            *(() if whole else (Run(opened), _prime(request, server))),
             _send(request, server),
             Run(_stop(nsys, session), _STOP_LIMIT_S),
             End(),
@@ -192,7 +196,7 @@ def _system_wide(
     return ProfilePlan(
         steps=(
             Start(Command(tuple(argv), "start the server under nsys, system-wide", target.env)),
-            *_warm(request, server),
+            *_warm(request, server, target),
             Window(request.delay_s, request.duration_s),
             _send(request, server),
             # nsys ends the server with SIGTERM when its window closes, and passes on that code.
@@ -241,8 +245,8 @@ def _per_rank(
     return ProfilePlan(
         steps=(
             Start(Command(tuple(argv), f"start {ranks} ranks, each under its own nsys", env)),
-            *_warm(request, server),
-            *(() if whole else opened),
+            *_warm(request, server, target),
+            *(() if whole else (*opened, _prime(request, server))),
             _send(request, server),
             *(Run(_stop(nsys, name), _STOP_LIMIT_S) for name in sessions),
             End(),
@@ -262,13 +266,24 @@ def _stop(nsys: Path, session: str) -> Command:
     )
 
 
-def _warm(request: E2ERequest, server: ServerCommand) -> tuple[Step, ...]:
+def _warm(request: E2ERequest, server: ServerCommand, target: Target) -> tuple[Step, ...]:
+    engine = server.engine
+    assert engine is not None, "build_plan checks it"
+    steps: list[Step] = [Ready(server.url + engine.health, request.ready_limit_s)]
+    if request.warmup:
+        url = server.url + engine.completions
+        steps.append(Send(url, request.waves, request.warmup, True, request.wave_limit_s))
+    # Last, so that only recorded steps are labelled.
+    if engine.labels_on and any("cuda" in w and "profiler" in w for w in target.argv):
+        steps.append(Post(server.url + engine.labels_on, "switch step labels on"))
+    return tuple(steps)
+
+
+def _prime(request: E2ERequest, server: ServerCommand) -> Send:
+    """A small request first: nsys 2024.2 loses the first ranges and kernels of a window."""
     assert server.engine is not None, "build_plan checks it"
-    ready = Ready(server.url + server.engine.health, request.ready_limit_s)
-    if request.warmup == 0:
-        return (ready,)
     url = server.url + server.engine.completions
-    return (ready, Send(url, request.waves, request.warmup, True, request.wave_limit_s))
+    return Send(url, (PRIMING_WAVE,), 1, True, request.wave_limit_s)
 
 
 def _send(request: E2ERequest, server: ServerCommand) -> Send:

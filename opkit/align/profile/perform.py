@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from opkit.align.profile.plan import (
     End,
     Finish,
+    Post,
     ProfilePlan,
     Ready,
     Run,
@@ -116,6 +117,10 @@ class _Performer:
         match step:
             case Ready(url, limit_s):
                 self._ready(url, limit_s, launch)
+            case Post(url, purpose):
+                self._progress(purpose)
+                _alive(launch, purpose)
+                self._the_client().post(url)
             case Send():
                 self._send(step, launch)
             case Run(command, limit_s):

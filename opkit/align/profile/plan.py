@@ -54,6 +54,14 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Post:
+    """Ask the server for something by a POST without body: ``purpose`` says for what."""
+
+    url: str
+    purpose: str
+
+
+@dataclass(frozen=True)
 class Send:
     """Send every wave ``rounds`` times; in ``warmup`` with other prompts than those recorded."""
 
@@ -85,7 +93,7 @@ class End:
     """End the started command politely: SIGINT, SIGTERM, ``nsys shutdown``, SIGKILL."""
 
 
-Step = Start | Run | Ready | Send | Window | Finish | End
+Step = Start | Run | Ready | Post | Send | Window | Finish | End
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,8 @@ def _step_lines(step: Step, log: Path) -> Iterable[str]:
             return [f"# {command.purpose}", command.line()]
         case Ready(url, limit_s):
             return [f"# wait until GET {url} answers 200, at most {limit_s:.0f} s"]
+        case Post(url, purpose):
+            return [f"# {purpose}: POST {url}"]
         case Send(url, waves, rounds, warmup):
             purpose = "warm up" if warmup else "send the requests"
             times = f" {rounds} times" if rounds > 1 else ""

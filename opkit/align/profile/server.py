@@ -75,6 +75,21 @@ class Client:
             raise RunFailed(f"GET {url} names no version")
         return str(answer["version"])
 
+    def post(self, url: str) -> None:
+        """POST without a body.
+
+        Raises:
+            RunFailed: no answer, or a refusal.
+        """
+        try:
+            with self._open(url, {}, _SHORT_S):
+                return
+        except urllib.error.HTTPError as error:
+            raise RunFailed(f"POST {url} answered {error.code}: {error.reason}") from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise RunFailed(f"POST {url}: connection failed ({reason})") from error
+
     def send(self, wave: Wave, model: str, seed: int, limit_s: float) -> None:
         """Send one wave as one POST, so that its requests are scheduled together, and wait for it.
 
