@@ -18,6 +18,7 @@ from opkit.layers.manifest import Operand
 from opkit.layers.op import Op
 
 ONE_SIDED = (Level.MOCK_ONLY, Level.E2E_ONLY)
+MAX_SHOWN = 4  # problems spelled out in a check's detail
 NAMED = (Level.SAME, Level.VARIANT, Level.ROLE)
 
 
@@ -45,12 +46,15 @@ class Subject:
 
 def run_checks(subject: Subject) -> tuple[CheckResult, ...]:
     """All checks, in the order in which a reader wants them."""
+    if not subject.cases:  # nothing to compare: one sentence why, no empty rules
+        return (evidence(subject),)
+    # Another shape or launch mode explains most of what follows it.
     checks: list[Callable[[Subject], CheckResult]] = [
         evidence,
+        launch,
         names,
         counts,
         missing_extra,
-        launch,
         latency,
         data,
     ]
@@ -72,11 +76,18 @@ def _result(
     return CheckResult(
         check,
         outcome,
-        "; ".join(dict.fromkeys(problems)),
+        _shortened(list(dict.fromkeys(problems))),
         tuple(dict.fromkeys(kernels)),
         advice.cause if advice else "",
         advice.next_step if advice else "",
     )
+
+
+def _shortened(problems: list[str]) -> str:
+    """The first few problems; the report's table and ``kernels`` hold them all."""
+    shown = "; ".join(problems[:MAX_SHOWN])
+    rest = len(problems) - MAX_SHOWN
+    return f"{shown}; and {rest} more" if rest > 0 else shown
 
 
 def evidence(subject: Subject) -> CheckResult:

@@ -331,8 +331,7 @@ def _strict_ratio(own: list[Region]) -> float | None:
 
 
 def _losses(facts: TraceFacts, side: str) -> list[str]:
-    """What nsys reports lost of CUDA activity. Its NVTX remark stands in every late window: no loss."""
-    return [f"{side}: nsys says {text!r}" for text in facts.warnings if "NVTX" not in text]
+    return [f"{side}: nsys says {text!r}" for text in facts.losses]
 
 
 def _provenance(
@@ -345,7 +344,7 @@ def _provenance(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "opkit": opkit.__version__,
         "op": question.op.name,
-        "gpu": sorted(set(gpus)),
+        "gpu": ", ".join(sorted(set(gpus))),
         "versions": versions,
         "model": (mock.model if mock else {}) or (e2e.model if e2e else {}),
         "dtypes": mock.dtypes if mock else {},

@@ -33,7 +33,7 @@ class Case:
         phase: context or generation.
         batch: requests in the step.
         tokens: new tokens per request (1 in generation).
-        past: tokens per request already in the KV cache before the step.
+        past: tokens per request already in the KV cache before the step; -1 when unknown.
     """
 
     phase: Phase
@@ -43,7 +43,7 @@ class Case:
 
     def label(self) -> str:
         """The case as a reader writes it: ``4 × 1,024`` or ``16 × 1 @ 1,029``."""
-        cached = f" @ {self.past:,}" if self.past else ""
+        cached = f" @ {self.past:,}" if self.past > 0 else " @ ?" if self.past < 0 else ""
         return f"{self.batch} × {self.tokens:,}{cached}"
 
 

@@ -41,7 +41,8 @@ class TraceFacts:
         nsys: version of the nsys that recorded it, when the export says so.
         schema: export schema version, when the export says so.
         graph_mode: ``node``, ``graph`` or empty when unknown.
-        warnings: diagnostics that concern completeness, as nsys words them.
+        warnings: diagnostics that a reader should know, as nsys words them.
+        losses: those of them that report lost events.
         manifest: opkit's own description of the run (JSON text), or empty.
         tables: tables present.
         duration_ns: from the first to the last GPU activity.
@@ -53,6 +54,7 @@ class TraceFacts:
     schema: str = ""
     graph_mode: str = ""
     warnings: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
     manifest: str = ""
     tables: frozenset[str] = frozenset()
     duration_ns: int = 0
@@ -196,14 +198,15 @@ def _read_facts(path: Path, source: Path) -> TraceFacts:
             return TraceFacts(
                 path=path,
                 gpus=_gpus(connection, columns),
-                nsys=_meta(connection, columns, "META_DATA_EXPORT", "%NSYS_VERSION%")
+                nsys=_meta(connection, columns, "META_DATA_EXPORT", "EXPORT_PRODUCT_VERSION")
                 or _meta(connection, columns, "META_DATA_CAPTURE", "%NSYS_VERSION%"),
                 schema=_meta(connection, columns, "META_DATA_EXPORT", "EXPORT_SCHEMA_VERSION")
                 or _meta(connection, columns, "EXPORT_META_DATA", "EXPORT_SCHEMA_VERSION"),
                 graph_mode=_meta(
                     connection, columns, "META_DATA_CAPTURE", "%CUDA_GRAPH_TRACE_OPTIONS:MODE"
                 ).lower(),
-                warnings=_warnings(connection, columns),
+                warnings=_diagnostics(connection, columns, REMARK_WORDS),
+                losses=_diagnostics(connection, columns, LOSS_WORDS),
                 manifest=_manifest(connection, columns),
                 tables=frozenset(columns),
             )
@@ -233,17 +236,19 @@ def _meta(
     return str(row[0]) if row and row[0] is not None else ""
 
 
-# Diagnostics that say something of the record is missing; others (driver notes, counts) are no evidence.
-LOSS_WORDS = ("lost", "dropped", "not all", "buffer full", "incomplete", "missing", "exceeded")
+# Diagnostics that report a loss. "Not all CUDA events might have been collected" is none: nsys writes it
+# for every window that opens in a running process; what was cut shows as unlinked kernels.
+LOSS_WORDS = ("lost", "dropped", "buffer full", "overflow", "exceeded")
+REMARK_WORDS = (*LOSS_WORDS, "not all", "not supported", "might have not")
 
 
-def _warnings(
-    connection: sqlite3.Connection, columns: dict[str, frozenset[str]]
+def _diagnostics(
+    connection: sqlite3.Connection, columns: dict[str, frozenset[str]], words: tuple[str, ...]
 ) -> tuple[str, ...]:
     if "text" not in columns.get("DIAGNOSTIC_EVENT", frozenset()):
         return ()
     texts = {str(row[0]) for row in connection.execute("SELECT text FROM DIAGNOSTIC_EVENT")}
-    return tuple(sorted(t for t in texts if any(word in t.lower() for word in LOSS_WORDS)))
+    return tuple(sorted(t for t in texts if any(word in t.lower() for word in words)))
 
 
 def _manifest(connection: sqlite3.Connection, columns: dict[str, frozenset[str]]) -> str:
