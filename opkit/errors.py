@@ -1,8 +1,7 @@
 """The one exception type that becomes a sentence and an exit code, and the exit codes themselves.
 
 Exit codes of ``opkit align``: 0 pass, 1 fail, 3 inconclusive. Everything that could not run uses
-another
-number, so that a script can tell "the mock is wrong" from "nothing was compared".
+another number, so that a script can tell "the mock is wrong" from "nothing was compared".
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ EXIT_INCONCLUSIVE = 3
 EXIT_BAD_INPUT = 4  # a file or folder given by the user cannot be used
 EXIT_TOOL_MISSING = 5  # nsys, a framework or a GPU is not there
 EXIT_RUN_FAILED = 6  # a server, a mock or nsys was started and failed
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h: opkit itself is wrong; Python's own code would be 1
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells count it
 
 
@@ -32,6 +32,13 @@ class OpkitError(Exception):
         super().__init__(message)
         self.exit_code = exit_code
         self.hint = hint
+
+
+class WrongUsage(OpkitError):
+    """Options that do not go together (exit 2)."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, EXIT_USAGE, hint)
 
 
 class BadInput(OpkitError):

@@ -1,4 +1,5 @@
-"""Likely causes and next steps for what a check found, as the field's checklists name them. Data only."""
+"""Likely causes and next steps for what a check found, as the field's checklists name them. Data
+only."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ OTHER_DTYPE = Advice(
     "build the mock in the server's dtype and quantisation",
 )
 EXTRA_GLUE = Advice(
-    "extra work inside the mock's measured region: initialisation, a cast, an unfused element-wise op",
+    "extra work inside the mock's measured region: initialisation, a cast, an unfused "
+    "element-wise op",
     "move preparation out of the region, or call the engine's fused path",
 )
 MISSING_GLUE = Advice(
@@ -44,29 +46,41 @@ SPLIT_FUSED = Advice(
     "a fused kernel on one side runs as several kernels on the other",
     "use the engine's own module and compilation settings in the mock",
 )
+OTHER_SHAPE = Advice(
+    "another input shape on one side: batch, length or local head count",
+    "run the mock at the shapes and local heads that the report's header shows for E2E",
+)
+UNFUSED_NORM = Advice(
+    "a norm runs as several operations on one side: its weight or computation has another dtype "
+    "there, or the fused kernel is not used",
+    "build the mock's norms with the engine's own class, in the model's dtype",
+)
+FOLLOWS_SHAPE = Advice(
+    "probably follows from the other shape (see launch)",
+    OTHER_SHAPE.next_step,
+)
 COMMUNICATION = Advice(
     "the engine ran with tensor parallelism: its communication is no part of the op",
     "compare against a run of one rank, or declare the kernels as roles in a policy",
 )
 OTHER_KERNEL = Advice(
-    "another kernel was chosen for the same role (other shape, quantisation, backend or tuner cache)",
+    "another kernel was chosen for the same role (other shape, quantisation, backend or tuner "
+    "cache)",
     "compare shapes, dtypes, attention backend and tuner cache of both sides",
 )
 OTHER_ORDER = Advice(
     "the same kernels run in another order",
     "check streams and the order of calls in the mock's forward",
 )
-OTHER_SHAPE = Advice(
-    "another input shape on one side: batch, length or local head count",
-    "run the mock at the shapes and local heads that the report's header shows for E2E",
-)
 EAGER_NOT_GRAPH = Advice(
     "eager launches on one side, CUDA graph replay on the other",
     "run the mock in the engine's launch mode",
 )
 OPERAND_DATA = Advice(
-    "operand data or clock: all heavy kernels scale alike (degenerate operands toggle fewer bits and run faster)",
-    "check weights and activations of the mock (operands in the report), and the clocks of both runs",
+    "operand data or clock: all heavy kernels scale alike (degenerate operands toggle fewer bits "
+    "and run faster)",
+    "check weights and activations of the mock (operands in the report), and the clocks of both "
+    "runs",
 )
 DATA_DEPENDENT = Advice(
     "these kernels' time depends on operand values (ties, locality), and the values differ",
@@ -100,6 +114,8 @@ def advise_names(pairs: Sequence[KernelPair]) -> Advice:
         return NO_INDEXER
     if "kv cache" in missing and not extra:
         return NO_KV_CACHE
+    if "norm" in missing and "norm" not in extra and extra & {"reduce", "cast", "elementwise"}:
+        return UNFUSED_NORM
     if "nccl" in missing and not extra:
         return COMMUNICATION
     if mock_only and all(p.glue for p in mock_only) and not e2e_only:

@@ -1,4 +1,5 @@
-"""The checks: one function a rule, each over all matched cases of one phase. Rules are in ``docs/checks.md``.
+"""The checks: one function a rule, each over all matched cases of one phase. Rules are in
+``docs/checks.md``.
 
 A check returns what it found even when it passes: a verdict without numbers convinces nobody.
 """
@@ -9,7 +10,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opkit.align import causes
 from opkit.align.policy import HARD_CEILING, Policy
@@ -60,7 +61,20 @@ def run_checks(subject: Subject) -> tuple[CheckResult, ...]:
     ]
     if subject.strict is not None:
         checks.append(strict)
-    return tuple(check(subject) for check in checks)
+    return _explained_by_shape(tuple(check(subject) for check in checks))
+
+
+def _explained_by_shape(results: tuple[CheckResult, ...]) -> tuple[CheckResult, ...]:
+    """Where another shape ran, what else differs is its consequence, and is said to be."""
+    if not any(r.cause == causes.OTHER_SHAPE.cause for r in results):
+        return results
+    follows = causes.FOLLOWS_SHAPE
+    return tuple(
+        replace(r, cause=follows.cause, next_step=follows.next_step)
+        if r.outcome is Outcome.FAIL and r.check != "launch" and r.cause != causes.DEGENERATE.cause
+        else r
+        for r in results
+    )
 
 
 def _result(
@@ -119,7 +133,10 @@ def evidence(subject: Subject) -> CheckResult:
     )
     wrong = sum(m.e2e.misreported + m.mock.misreported for m in subject.cases)
     aside = f"; {wrong} regions set aside: nsys calls a graph's kernel a copy" if wrong else ""
-    good = f"{regions} E2E regions, at least {least:.1%} of their steps' kernels linked to launches{aside}"
+    good = (
+        f"{regions} E2E regions, at least {least:.1%} of their steps' kernels linked to launches"
+        f"{aside}"
+    )
     if not subject.cases:
         problems.append("no case was found on both sides")
     return _result("evidence", problems, good, (), advice, Outcome.INCONCLUSIVE)
@@ -160,7 +177,8 @@ def names(subject: Subject) -> CheckResult:
 
 
 def counts(subject: Subject) -> CheckResult:
-    """Each key kernel as often per forward on both sides; all launches per forward within tolerance."""
+    """Each key kernel as often per forward on both sides; all launches per forward within
+    tolerance."""
     problems, kernels, bad = [], [], []
     for match in subject.cases:
         sides: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
@@ -192,7 +210,8 @@ def counts(subject: Subject) -> CheckResult:
 
 
 def missing_extra(subject: Subject) -> CheckResult:
-    """Nothing key on one side only; glue on one side only stays within the policy's share; same order."""
+    """Nothing key on one side only; glue on one side only stays within the policy's share; same
+    order."""
     problems: list[str] = []
     rows: list[tuple[CaseMatch, KernelPair]] = []
     listed = 0
@@ -280,7 +299,8 @@ def _same_shape(match: CaseMatch) -> bool:
 
 
 def _tolerance(pair: KernelPair, policy: Policy) -> float:
-    """Allowed difference of two medians in ns: relative, widened by spread, never below the floor."""
+    """Allowed difference of two medians in ns: relative, widened by spread, never below the
+    floor."""
     assert pair.mock is not None
     assert pair.e2e is not None
     spread = policy.kernel_spread * (pair.mock.mad_ns + pair.e2e.mad_ns)
@@ -319,19 +339,21 @@ def latency(subject: Subject) -> CheckResult:
         ratios.append(ratio)
         if abs(ratio - 1) > policy.latency or not 1 / HARD_CEILING < ratio < HARD_CEILING:
             problems.append(
-                f"{match.e2e.case.label()}: GPU time per forward {_microseconds(match.mock.gpu_ns)} "
-                f"in the mock, {_microseconds(match.e2e.gpu_ns)} in E2E ({ratio:.3f}×)"
+                f"{match.e2e.case.label()}: GPU time per forward "
+                f"{_microseconds(match.mock.gpu_ns)} in the mock, "
+                f"{_microseconds(match.e2e.gpu_ns)} in E2E ({ratio:.3f}×)"
             )
         for pair in match.pairs:
             if pair.level in NAMED and _deviates(pair, policy):
                 problems.append(f"{match.e2e.case.label()}: {_ratio_text(pair)}")
                 kernels.append(pair.name)
-    good = f"GPU time per forward mock/E2E {min(ratios, default=0):.3f} to {max(ratios, default=0):.3f}"
+    good = f"GPU time per forward mock/E2E {min(ratios):.3f} to {max(ratios):.3f}"
     return _result("latency", problems, good, kernels, causes.SLOW_SIDE)
 
 
 def data(subject: Subject) -> CheckResult:
-    """Times of equal kernels agree; if not, says whether data or clock; operands are not degenerate."""
+    """Times of equal kernels agree; if not, says whether data or clock; operands are not
+    degenerate."""
     policy = subject.policy
     if subject.operands is None and policy.require_operands:
         return CheckResult(
@@ -358,7 +380,10 @@ def data(subject: Subject) -> CheckResult:
         and _deviates(p, policy)
     ]
     known = [p for _, p in rows if _is_data_dependent(subject.op, p)]
-    good = f"{len(subject.operands or ())} operands sampled, none degenerate; equal kernels take equal time"
+    good = (
+        f"{len(subject.operands or ())} operands sampled, none degenerate; equal kernels take "
+        "equal time"
+    )
     advice = causes.DATA_DEPENDENT if known or rows else None
     return _result("data", _grouped(rows, _ratio_text), good, (p.name for _, p in rows), advice)
 
@@ -380,7 +405,8 @@ def _degenerate(operand: Operand, policy: Policy) -> str:
 
 
 def _all_heavy_scale(match: CaseMatch, policy: Policy) -> str:
-    """A sentence when every heavy kernel of equal name and grid differs the same way, else empty."""
+    """A sentence when every heavy kernel of equal name and grid differs the same way, else
+    empty."""
     ratios = [
         p.ratio
         for p in match.pairs
@@ -405,7 +431,8 @@ def _all_heavy_scale(match: CaseMatch, policy: Policy) -> str:
 
 
 def strict(subject: Subject) -> CheckResult:
-    """The module of the engine's own decoder layer against the mock: GPU time within the policy's share."""
+    """The module of the engine's own decoder layer against the mock: GPU time within the policy's
+    share."""
     found = subject.strict or {}
     limit = subject.policy.strict
     problems = [

@@ -1,14 +1,14 @@
 """From two traces to a verdict: the straight path, top to bottom.
 
-Steps and shapes of the engine (``shapes``) → its regions (``regions``, ``sequence``) → beside the mock's
-(``match``) → checks → phases → result.
+Steps and shapes of the engine (``shapes``) → its regions (``regions``, ``sequence``) → beside the
+mock's (``match``) → checks → phases → result.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from opkit.align.regions import (
     mock_regions,
     nvtx_regions,
     read_steps,
+    silent_iterations,
     sort_regions,
 )
 from opkit.align.result import AlignResult, CaseMatch, Method, PhaseResult, SideSummary, worst
@@ -58,7 +59,7 @@ class Question:
     mock: Path
     e2e: tuple[Path, ...]
     backend: str = ""
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     phases: tuple[Phase, ...] = (Phase.CONTEXT, Phase.GENERATION)
     strict: Path | None = None
     method: Method | None = None
@@ -73,6 +74,7 @@ class _Engine:
     manifest: Manifest | None
     shapes: list[CaseSteps]
     notes: list[str]
+    losses: dict[Phase, list[str]]
 
 
 def judge(question: Question) -> AlignResult:
@@ -86,6 +88,7 @@ def judge(question: Question) -> AlignResult:
         mock_facts = trace.facts
         mock_manifest = _manifest(trace.facts)
         regions = mock_regions(trace, question.op.name)
+        silent = silent_iterations(trace, question.op.name)
     if question.strict is not None:
         with open_trace(question.strict) as trace:
             regions += mock_regions(trace, question.op.name)
@@ -94,7 +97,7 @@ def judge(question: Question) -> AlignResult:
         raise BadInput(f"op {question.op.name} has no region pattern for backend {backend!r}")
     engine = _read_engine(question, backend, regions)
     phases = tuple(
-        _judge_phase(question, phase, regions, engine, mock_facts, mock_manifest)
+        _judge_phase(question, phase, regions, silent, engine, mock_facts, mock_manifest)
         for phase in question.phases
     )
     return AlignResult(
@@ -151,7 +154,7 @@ def _manifest(facts: TraceFacts) -> Manifest | None:
 
 
 def _read_engine(question: Question, backend: str, mock: list[Region]) -> _Engine:
-    engine = _Engine({}, [], None, [], [])
+    engine = _Engine({}, [], None, [], [], {})
     for path in question.e2e:
         with open_trace(path) as trace:
             _refuse_graph_level(trace.facts)
@@ -191,8 +194,23 @@ def _read_rank(
                 found = sequence.sequence_regions(
                     case_of, steps, peer[0].launches, learned, pattern
                 )
+        if found is not None and found.method is Method.SEQUENCE:
+            _count_layers(found, case.case, len(learned.layers), engine)
         if found is not None:
             engine.cases.setdefault(case.case, []).append(found)
+
+
+def _count_layers(found: CaseRegions, case: Case, layers: int, engine: _Engine) -> None:
+    """By sequence every layer but the first (no border on its left) must be found in every step."""
+    if not layers:
+        engine.notes.append("no module range shows how many layers the model has")
+        return
+    engine.notes.append("by sequence the first layer is left out: it has no border on its left")
+    per_step = len(found.regions) / max(1, len(found.steps.steps))
+    if per_step < layers - 1:
+        engine.losses.setdefault(case.phase, []).append(
+            f"{case.label()}: {per_step:g} of {layers} layers found by sequence"
+        )
 
 
 def _spread(ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -203,7 +221,8 @@ def _spread(ids: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _nearest_mock(case: Case, mock: list[Region]) -> list[Region]:
-    """The mock's regions of the case nearest in shape within the phase; most frequent sequence only."""
+    """The mock's regions of the case nearest in shape within the phase; most frequent sequence
+    only."""
     cases = {r.case for r in mock if r.case.phase is case.phase and r.variant == "mock"}
     if not cases:
         return []
@@ -225,6 +244,7 @@ def _judge_phase(
     question: Question,
     phase: Phase,
     mock: list[Region],
+    silent: dict[Case, int],
     engine: _Engine,
     mock_facts: TraceFacts,
     manifest: Manifest | None,
@@ -232,6 +252,7 @@ def _judge_phase(
     matches: list[CaseMatch] = []
     losses = _losses(mock_facts, "mock")
     losses += [loss for facts in engine.facts for loss in _losses(facts, "E2E")]
+    losses += engine.losses.get(phase, [])
     notes: list[str] = []
     strict: dict[str, float] = {}
     engine_cases = [case for case in engine.cases if case.phase is phase]
@@ -243,6 +264,18 @@ def _judge_phase(
     for shape in engine.shapes:
         if shape.case.phase is phase and shape.case not in engine.cases:
             losses.append(f"the op was not found in E2E steps of {shape.case.label()}")
+    losses += [
+        f"mock: {count} iterations of {case.label()} hold no kernel"
+        for case, count in silent.items()
+        if case.phase is phase
+    ]
+    losses += [
+        f"E2E: {part.silent_steps} of {len(part.steps.steps)} steps of {case.label()} hold no "
+        "kernel of the op"
+        for case in engine_cases
+        for part in engine.cases[case]
+        if part.silent_steps
+    ]
     for mock_case, e2e_case in pairs:
         own = [r for r in mock if r.case == mock_case]
         matches.append(_match(question, own, engine.cases[e2e_case]))

@@ -19,9 +19,9 @@ from typing import Any
 from sqlite_utils import Database
 
 from opkit.align.result import AlignResult, Outcome, PhaseResult
+from opkit.align.result_json import align_from_json, align_json
 from opkit.errors import BadInput
 from opkit.layers.op import Phase
-from opkit.reports.json_report import align_from_json, align_json
 
 TABLE = "verdict"
 FORMAT = 1  # PRAGMA user_version of the file

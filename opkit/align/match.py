@@ -1,7 +1,7 @@
 """Match: the mock's kernel sequence laid beside the engine's, kernel by kernel, in launch order.
 
-Two sequences are aligned (Needleman and Wunsch 1970, global, linear gaps), not two bags compared: a kernel
-that moved shows as missing in one place and extra in another.
+Two sequences are aligned (Needleman and Wunsch 1970, global, linear gaps), not two bags compared:
+a kernel that moved shows as missing in one place and extra in another.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from opkit.nsys_parsers.names import KernelName
 
 Pairing = tuple[int | None, int | None, Level]
 
-# What two kernels standing side by side are worth. Two gaps cost less than a pairing of unlike names, and
-# an exact name is worth more than any weaker agreement, so that exact names win where both are possible.
+# What two kernels standing side by side are worth. Two gaps cost less than a pairing of unlike
+# names, and an exact name is worth more than any weaker agreement, so that exact names win where
+# both are possible.
 _SCORES = {Level.SAME: 4.0, Level.VARIANT: 3.0, Level.ROLE: 2.5, Level.DTYPE: 2.0}
 _GAP = -1.0
 
@@ -38,7 +39,8 @@ def name_level(mock: KernelName, e2e: KernelName, roles: Sequence[Role] = ()) ->
 def align_names(
     mock: Sequence[KernelName], e2e: Sequence[KernelName], roles: Sequence[Role] = ()
 ) -> list[Pairing]:
-    """Best global alignment of two name sequences: (mock index, e2e index, level) in launch order."""
+    """Best global alignment of two name sequences: (mock index, e2e index, level) in launch
+    order."""
     rows, columns = len(mock), len(e2e)
     levels: dict[tuple[KernelName, KernelName], Level | None] = {}
     score = [

@@ -1,7 +1,7 @@
 """The policy: every threshold a verdict rests on, with its reason. Stored with the verdict.
 
-A TOML file changes single values (``opkit align --policy FILE``); unknown keys are refused, and no file can
-lift the hard ceiling on latency.
+A TOML file changes single values (``opkit align --policy FILE``); unknown keys are refused, and no
+file can lift the hard ceiling on latency.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from opkit.errors import BadInput
 
-# A mock whose GPU time is off by more than this factor measures something else, whatever a policy says.
+# A mock whose GPU time is off by more than this factor measures something else, whatever a policy
+# says.
 HARD_CEILING = 2.0
 
 
@@ -34,21 +35,27 @@ class Policy:
     Attributes:
         min_attributed: least share of a step's kernels that is linked to a launch.
         min_regions: least regions of a case on each side.
-        max_odd_share: largest share of regions whose kernel sequence differs from the most frequent one.
-            An op's module launches one sequence at one shape; loss and mix-ups show here first.
+        max_odd_share: largest share of regions whose kernel sequence differs from the most
+            frequent one. An op's module launches one sequence at one shape; loss and mix-ups show
+            here first.
         key_share: a kernel from this share of the region's GPU time on is key, glue or not.
-        glue_share: glue on one side only may take this share of GPU time in all. The default allows none:
-            a mock of the engine's own class has no reason for another launch.
+        glue_share: glue on one side only may take this share of GPU time in all. The default
+            allows none: a mock of the engine's own class has no reason for another launch.
         launches: tolerance on all launches of a region.
         latency: tolerance on a region's GPU time.
         kernel_latency: least tolerance on one kernel's time; its own spread widens it.
-        kernel_spread: how many median absolute deviations (both sides added) a kernel's median may differ.
-        kernel_floor_us: differences below this are within what cache state and clock do to a short kernel.
+        kernel_spread: how many median absolute deviations (both sides added) a kernel's median may
+            differ.
+        kernel_floor_us: differences below this are within what cache state and clock do to a short
+            kernel.
         heavy_share: a kernel from this share of the region's GPU time on is heavy.
-        heavy_scale: when all heavy kernels differ the same way by more than this, operand data or clock is
-            the cause (degenerate operands run 10 to 15 % too fast on an H100: ``docs/development.md``).
-        odd_kernel_ratio: a matched kernel of any family may not take this many times as long as its peer.
-        strict: tolerance of ``--strict`` on GPU time against the module of the engine's decoder layer.
+        heavy_scale: when all heavy kernels differ the same way by more than this, operand data or
+            clock is the cause (degenerate operands run 10 to 15 % too fast on an H100:
+            ``docs/development.md``).
+        odd_kernel_ratio: a matched kernel of any family may not take this many times as long as
+            its peer.
+        strict: tolerance of ``--strict`` on GPU time against the module of the engine's decoder
+            layer.
         require_operands: an alignment without a record of the mock's operands is inconclusive.
         max_zeros, max_equal_rows, min_distinct: when an operand counts as degenerate.
         roles: kernels declared equivalent.
@@ -71,7 +78,7 @@ class Policy:
     require_operands: bool = True
     max_zeros: float = 0.5
     max_equal_rows: float = 0.5
-    min_distinct: float = 0.01
+    min_distinct: float = 0.001
     roles: tuple[Role, ...] = ()
 
     def digest(self) -> str:
@@ -83,7 +90,8 @@ def load_policy(path: Path | None) -> Policy:
     """The default policy, changed by a TOML file.
 
     Raises:
-        BadInput: the file cannot be read, has an unknown key, a value of another type or out of range.
+        BadInput: the file cannot be read, has an unknown key, a value of another type or out of
+            range.
     """
     if path is None:
         return Policy()

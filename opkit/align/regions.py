@@ -1,6 +1,7 @@
 """Regions: the kernels of the op in one layer of one step (E2E) or in one iteration (mock).
 
-Three ways to find them in an E2E trace, best first, as the report says: the module's NVTX range around the
+Three ways to find them in an E2E trace, best first, as the report says: the module's NVTX range
+    around the
 launch; around the creation of the graph node; by sequence (``sequence``) where NVTX does not reach.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from opkit.align.result import Method
 from opkit.align.shapes import CaseSteps
@@ -79,7 +80,8 @@ class Region:
 
 @dataclass(frozen=True)
 class StepKernels:
-    """One forward step of the engine: all its kernels in launch order, each with its layer or None."""
+    """One forward step of the engine: all its kernels in launch order, each with its layer or
+    None."""
 
     step: int
     launches: tuple[Launch, ...]
@@ -98,14 +100,15 @@ class CaseRegions:
     attributed: float
     explained: float
     unattributed: int
-    notes: tuple[str, ...] = ()
+    silent_steps: int = 0  # steps of this shape in which no kernel of the op was found
 
 
 _KERNEL_COLUMNS = """
     k.name, k.start, k."end", k.grid_x, k.grid_y, k.grid_z, k.block_x, k.block_y, k.block_z,
     k.graph_node IS NOT NULL
 """
-# Launch order: the launch call, then, inside one graph launch, the order in which nodes were captured.
+# Launch order: the launch call, then, inside one graph launch, the order in which nodes were
+# captured.
 _ORDER = "k.launch_start, k.node_start NULLS FIRST, k.graph_node NULLS FIRST, k.start"
 
 
@@ -146,13 +149,27 @@ def mock_regions(trace: Trace, op: str) -> list[Region]:
     if not regions:
         raise BadInput(
             f"{trace.facts.path}: no kernel was launched inside an `opkit {op} …` range",
-            "a mock's trace must come from `opkit align` (or `python -m opkit.layers.drive`), with NVTX on",
+            "a mock's trace must come from `opkit align` (or `python -m opkit.layers.drive`), with "
+            "NVTX on",
         )
     return regions
 
 
+def silent_iterations(trace: Trace, op: str) -> dict[Case, int]:
+    """Iterations of the mock that hold no kernel: their launches are not in the export."""
+    rows = trace.rows(
+        f"""
+        SELECT text FROM nvtx WHERE starts_with(text, '{MOCK_RANGE_PREFIX}')
+        AND id NOT IN (SELECT range_id FROM mock_of)
+        """
+    )
+    about = [parse_mock_range(text) for (text,) in rows]
+    return Counter(found.case for found in about if found is not None and found.op == op)
+
+
 def mark_layers(trace: Trace, pattern: RegionPattern) -> int:
-    """Create table ``layer_of(kernel_id, layer, by_node)`` from module ranges; return its row count."""
+    """Create table ``layer_of(kernel_id, layer, by_node)`` from module ranges; return its row
+    count."""
     texts = trace.rows(
         "SELECT DISTINCT text FROM nvtx WHERE contains(text, '''Module'':') "
         "AND NOT contains(text, '''Outputs'':')"
@@ -172,8 +189,8 @@ def mark_layers(trace: Trace, pattern: RegionPattern) -> int:
     trace.db.execute(
         """
         CREATE OR REPLACE TABLE layer_of AS
-        SELECT coalesce(l.kernel_id, n.kernel_id) AS kernel_id, t.layer, l.kernel_id IS NULL AS by_node
-        FROM by_launch l FULL JOIN by_node n ON n.kernel_id = l.kernel_id
+        SELECT coalesce(l.kernel_id, n.kernel_id) AS kernel_id, t.layer, l.kernel_id IS NULL AS
+        by_node FROM by_launch l FULL JOIN by_node n ON n.kernel_id = l.kernel_id
         JOIN nvtx r ON r.id = coalesce(l.range_id, n.range_id)
         JOIN module_text t ON t.text = r.text
         """
@@ -244,13 +261,15 @@ def nvtx_regions(case: CaseSteps, steps: dict[int, StepKernels]) -> CaseRegions 
         return None
     used = [steps[i] for i in case.steps if i in steps]
     method = Method.NODE_NVTX if any(s.by_node for s in used) else Method.LAUNCH_NVTX
-    return summarise(case, used, regions, method)
+    silent = len(case.steps) - sum(any(x is not None for x in step.layers) for step in used)
+    return summarise(case, used, regions, method, silent)
 
 
 def summarise(
-    case: CaseSteps, used: list[StepKernels], regions: list[Region], method: Method
+    case: CaseSteps, used: list[StepKernels], regions: list[Region], method: Method, silent: int
 ) -> CaseRegions:
-    """Bundle regions with how much of their steps is linked (attributed) and covered (explained)."""
+    """Bundle regions with how much of their steps is linked (attributed) and covered
+    (explained)."""
     linked = sum(len(step.launches) for step in used)
     lost = sum(step.unlinked for step in used)
     total_ns = sum(launch.duration for step in used for launch in step.launches)
@@ -262,6 +281,7 @@ def summarise(
         attributed=linked / (linked + lost) if linked else 0.0,
         explained=covered / total_ns if total_ns else 0.0,
         unattributed=lost,
+        silent_steps=silent,
     )
 
 
@@ -271,9 +291,10 @@ class Sorted:
 
     Attributes:
         modal: those that do.
-        misreported: those that would, but for graph nodes that nsys calls a copy where the others have a
-            kernel of the same duration. Seen with CUPTI 12.5 under a CUDA 13 driver: a node takes the
-            record of a copy node from a graph that was destroyed before (``docs/development.md``).
+        misreported: those that would, but for graph nodes that nsys calls a copy where the others
+            have a kernel of the same duration. Seen with CUPTI 12.5 under a CUDA 13 driver: a node
+            takes the record of a copy node from a graph that was destroyed before
+            (``docs/development.md``).
         odd: all others.
     """
 
@@ -300,7 +321,8 @@ def sort_regions(regions: Iterable[Region]) -> Sorted:
 
 
 def _misreported(region: Region, peer: Region) -> bool:
-    """Whether ``region`` differs from ``peer`` only in kernels reported as copies by a graph trace."""
+    """Whether ``region`` differs from ``peer`` only in kernels reported as copies by a graph
+    trace."""
     if len(region.launches) != len(peer.launches):
         return False
     return all(

@@ -112,7 +112,8 @@ class SideSummary:
         mode: eager or graph; None when regions disagree.
         regions: regions found.
         odd_regions: regions whose kernel sequence is not the most frequent one.
-        misreported: regions of that sequence but for kernels that nsys calls copies (see ``regions``).
+        misreported: regions of that sequence but for kernels that nsys calls copies (see
+            ``regions``).
         launches: kernels, copies and fills of one region (of the most frequent sequence).
         gpu_ns: median over regions of the summed GPU time.
         elapsed_ns: median over regions of last end minus first start on the GPU timeline.

@@ -1,6 +1,8 @@
-"""The live path: profile the engine, read the shapes it ran, profile the mock at those shapes, judge.
+"""The live path: profile the engine, read the shapes it ran, profile the mock at those shapes,
+judge.
 
-Everything made goes into one folder of the run: reports, exports, logs, the mock's plan, the result.
+Everything made goes into one folder of the run: reports, exports, logs, the mock's plan, the
+    result.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from opkit.align.policy import Policy
 from opkit.align.profile.e2e import E2EPlan, E2ERequest, plan_e2e, run_e2e
 from opkit.align.profile.mock import MockRequest, plan_mock, run_mock
 from opkit.align.result import AlignResult
+from opkit.align.shapes import CaseSteps
 from opkit.errors import BadInput
 from opkit.layers.manifest import sidecar_of
 from opkit.layers.op import Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.nsys_parsers.tool import export_sqlite
+
+MIN_DECODE_STEPS = 3
 
 Progress = Callable[[str], None]
 
@@ -71,9 +76,19 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
     folder.mkdir(parents=True, exist_ok=True)
     e2e = plan_e2e(request.e2e)
     engine = [_export(report, progress) for report in run_e2e(e2e, progress)]
-    shapes = [s for s in engine_shapes(engine) if s[0].case.phase in request.phases]
+    shapes = [
+        shape
+        for shape in engine_shapes(engine)
+        if shape[0].case.phase in request.phases and not _transient(shape[0])
+    ]
     if not shapes:
         raise BadInput("the engine ran none of the phases asked for in the recorded window")
+    if any(case.case.past < 0 for case, _ in shapes):
+        raise BadInput(
+            "the engine's step labels do not add up to the requests sent, so the cache lengths of "
+            "its decode steps are unknown",
+            "was something else sending requests to the server? send the waves alone",
+        )
     listed = ", ".join(f"{case.case.phase} {case.case.label()} ({mode})" for case, mode in shapes)
     progress(f"the engine ran {listed}")
     cases = tuple(PlannedCase(case.case, mode) for case, mode in shapes)
@@ -91,6 +106,14 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
             strict,
         )
     )
+
+
+def _transient(shape: CaseSteps) -> bool:
+    """A decode batch seen for a step or two, while requests of one wave begin or end.
+
+    Padded rows of its graph still hold what the batch before left there, so its time is history's.
+    """
+    return shape.case.phase is Phase.GENERATION and len(shape.steps) < MIN_DECODE_STEPS
 
 
 def _mock_request(request: LiveRequest, folder: Path, strict: bool) -> MockRequest:

@@ -1,9 +1,11 @@
-"""Find the op's regions by sequence, where no NVTX range reaches: decode replayed from a CUDA graph.
+"""Find the op's regions by sequence, where no NVTX range reaches: decode replayed from a CUDA
+graph.
 
-A layer is delimited by *borders*: kernels that stand directly before or after the op (norms, usually) and
-never inside it. Between two borders lies one candidate; those whose kernels agree with the mock's, or with a
-region that NVTX delimited in the same trace, are the op. Borders are learned from such regions, else taken
-from the op's pattern. So a mock that lacks the op's first or last kernel cannot shrink the region to fit.
+A layer is delimited by *borders*: kernels that stand directly before or after the op (norms,
+usually) and never inside it. Between two borders lies one candidate; those whose kernels agree
+with the mock's, or with a region that NVTX delimited in the same trace, are the op. Borders are
+learned from such regions, else taken from the op's pattern. So a mock that lacks the op's first or
+last kernel cannot shrink the region to fit.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from opkit.align.match import align_names
 from opkit.align.regions import CaseRegions, Launch, Region, StepKernels, summarise
@@ -18,14 +21,16 @@ from opkit.align.result import Level, Method
 from opkit.align.shapes import CaseSteps
 from opkit.layers.op import RegionPattern
 
-# A candidate is the op when this share of the longer of the two sequences agrees. Attention against MLP or
-# MoE segments of the same layer agree below 0.3; a mock without its indexer still above 0.5.
+# A candidate is the op when this share of the longer of the two sequences agrees. Attention
+# against MLP or MoE segments of the same layer agree below 0.3; a mock without its indexer still
+# above 0.5.
 MIN_AGREEMENT = 0.45
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What module ranges of the same trace taught: stems around and inside the op, and its layers."""
+    """What module ranges of the same trace taught: stems around and inside the op, and its
+    layers."""
 
     borders: frozenset[str] = frozenset()
     inside: frozenset[str] = frozenset()
@@ -91,7 +96,10 @@ def sequence_regions(
         ]
     if not regions:
         return None
-    return summarise(case, used, regions, Method.SEQUENCE)
+    silent = len(case.steps) - sum(
+        bool(seen[tuple(x.name.demangled for x in step.launches)]) for step in used
+    )
+    return summarise(case, used, regions, Method.SEQUENCE, silent)
 
 
 def _candidates(
@@ -100,7 +108,8 @@ def _candidates(
     pattern: RegionPattern,
     mock: tuple[Launch, ...],
 ) -> list[tuple[int, int]]:
-    """Half-open spans between neighbouring borders. Spans at the step's edges have only one: left out."""
+    """Half-open spans between neighbouring borders. Spans at the step's edges have only one: left
+    out."""
     if learned.borders:
         at = [i for i, launch in enumerate(launches) if launch.name.stem in learned.borders]
     else:
@@ -111,7 +120,7 @@ def _candidates(
             if launch.name.stem not in own
             and any(re.search(border, launch.name.stem) for border in pattern.borders)
         ]
-    return [(a + 1, b) for a, b in zip(at, at[1:], strict=False) if b > a + 1]
+    return [(a + 1, b) for a, b in pairwise(at) if b > a + 1]
 
 
 def _agreement(launches: tuple[Launch, ...], references: tuple[tuple[Launch, ...], ...]) -> float:

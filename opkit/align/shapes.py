@@ -1,7 +1,8 @@
 """Shapes the engine really ran: step labels read against the requests that were sent.
 
-Labels give requests and new tokens of a step; how long each request's cache was follows from replaying the
-waves of requests over the steps. A trace without waves gives what its labels say and no more.
+Labels give requests and new tokens of a step; how long each request's cache was follows from
+replaying the waves of requests over the steps. A trace without waves gives what its labels say and
+no more.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def read_labels(trace: Trace) -> list[Step]:
     steps = []
     for identifier, start, text in rows:
         label = parse_step(text)
-        if label is not None:
+        # vLLM labels idle turns of its loop too: no request, no kernel.
+        if label is not None and (label.context_requests or label.generation_requests):
             steps.append(Step(identifier, start, label))
     return steps
 

@@ -106,12 +106,15 @@ def _measure(plan: Plan, planned: PlannedCase, forward: Forward, torch: Any) -> 
     _progress(f"measuring {_label(planned)}: {plan.iterations} iterations")
     pause = plan.pause_s(planned.case.phase)
     variant = "strict" if plan.strict else "mock"
+    eviction = _eviction_buffer(plan, torch)
     for _ in range(plan.warmup):
         forward()
         torch.cuda.synchronize()
         time.sleep(pause)
     for iteration in range(plan.iterations):
         marked = MockRange(plan.op, planned.case, planned.mode, iteration, variant)
+        if eviction is not None:
+            eviction.zero_()
         torch.cuda.nvtx.range_push(marked.text())
         try:
             forward()
@@ -119,6 +122,19 @@ def _measure(plan: Plan, planned: PlannedCase, forward: Forward, torch: Any) -> 
             torch.cuda.nvtx.range_pop()
         torch.cuda.synchronize()
         time.sleep(pause)
+
+
+def _eviction_buffer(plan: Plan, torch: Any) -> Any:
+    """Memory of twice the L2 cache: writing it evicts what the last iteration left there.
+
+    Between two steps of one layer an engine streams all other layers' weights through L2, so the
+    layer finds its KV cache cold. A mock alone finds it warm: `sparse_attn_fwd_kernel` ran 10 %
+    too fast at 4,101 cached tokens on an H100 (``docs/development.md``).
+    """
+    if plan.l2 == "warm":
+        return None
+    size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return torch.empty(2 * size, dtype=torch.uint8, device="cuda")
 
 
 def _operands(plan: Plan, mock: Mock) -> tuple[Operand, ...]:
@@ -137,7 +153,7 @@ def _pacing(plan: Plan) -> str:
     return (
         f"{plan.warmup} warm-up and {plan.iterations} measured iterations a case, each awaited; "
         f"pause {plan.context_pause_ms:g} ms in context, {plan.generation_pause_ms:g} ms in "
-        "generation"
+        f"generation; L2 {plan.l2} before each"
     )
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from opkit.layers.manifest import Operand
 
 _ROWS, _COLUMNS = 64, 512  # of a sample
@@ -57,6 +55,8 @@ def watch(
         ``NAME.weight`` and ``PHASE NAME.input`` for each large GEMM called, in the order of the
         calls, and ``PHASE NAME.ARGUMENT`` for each extra one.
     """
+    import torch  # here: who reads a manifest's operands has no framework
+
     found: list[Operand] = []
     hooks = []
 

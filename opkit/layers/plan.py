@@ -15,6 +15,7 @@ from opkit.errors import BadInput
 from opkit.layers.op import Case, LaunchMode, Phase
 
 SCHEMA = "opkit.plan/1"
+L2_STATES = ("cold", "warm")
 INPUTS = ("tokens",)  # random token ids through the engine's own embedding and norm
 
 
@@ -45,6 +46,7 @@ class Plan:
         generation_pause_ms: pause after a generation iteration, milliseconds.
         strict: take the module out of the engine's own decoder layer.
         inputs: how activations are made, one of ``INPUTS``.
+        l2: ``cold`` evicts the L2 cache before each iteration, as the engine's other layers do.
     """
 
     op: str
@@ -61,6 +63,7 @@ class Plan:
     generation_pause_ms: float = 0.0
     strict: bool = False
     inputs: str = "tokens"
+    l2: str = "cold"
     schema: str = SCHEMA
 
     def pause_s(self, phase: Phase) -> float:
@@ -129,7 +132,7 @@ def _case(item: dict[str, Any]) -> PlannedCase:
 
 def _check(plan: Plan, origin: str) -> None:
     """Raise BadInput, naming the field, unless every value is of its type and in its range."""
-    texts = (plan.op, plan.backend, plan.model, plan.manifest, *plan.engine_args)
+    texts = (plan.op, plan.backend, plan.model, plan.manifest, plan.l2, *plan.engine_args)
     if not all(isinstance(item, str) for item in texts):
         raise BadInput(f"{origin}: op, backend, model, manifest and engine_args must be text")
     for name, least in (("tp_size", 1), ("seed", 0), ("warmup", 0), ("iterations", 1)):
@@ -143,6 +146,8 @@ def _check(plan: Plan, origin: str) -> None:
         raise BadInput(f"{origin}: strict must be true or false")
     if plan.inputs not in INPUTS:
         raise BadInput(f"{origin}: inputs must be one of {', '.join(INPUTS)}")
+    if plan.l2 not in L2_STATES:
+        raise BadInput(f"{origin}: l2 must be one of {', '.join(L2_STATES)}")
     if not plan.cases:
         raise BadInput(f"{origin}: no cases")
     for item in plan.cases:

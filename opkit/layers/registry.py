@@ -30,6 +30,22 @@ def find_op(name: str) -> Op:
     return OPS[name]
 
 
+def mock_backends(op: Op) -> list[str]:
+    """The backends that have a mock of the op."""
+    return sorted(backend for known, backend in _MOCKS if known == op.name)
+
+
+def require_mock(op: Op, backend: str) -> None:
+    """Refuse a backend that has no mock of the op.
+
+    Raises:
+        BadInput: the message lists those that have one.
+    """
+    if backend not in mock_backends(op):
+        known = ", ".join(mock_backends(op))
+        raise BadInput(f"no mock of {op.name} for {backend!r}; known: {known}")
+
+
 def build_mock(op: Op, backend: str, plan: Plan) -> Mock:
     """Import the backend and build the mock that ``plan`` asks for.
 
@@ -37,12 +53,9 @@ def build_mock(op: Op, backend: str, plan: Plan) -> Mock:
         BadInput: opkit has no mock of this op for this backend.
         ToolMissing: the framework cannot be imported, or there is no GPU.
     """
-    module_name = _MOCKS.get((op.name, backend))
-    if module_name is None:
-        known = sorted(known_backend for known_op, known_backend in _MOCKS if known_op == op.name)
-        raise BadInput(f"no mock of {op.name} for {backend!r}; known: {', '.join(known)}")
+    require_mock(op, backend)
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(_MOCKS[op.name, backend])
     except ImportError as error:
         raise ToolMissing(
             f"the mock needs {backend}, which cannot be imported ({error})",

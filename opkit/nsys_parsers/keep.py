@@ -8,11 +8,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from opkit.errors import BadInput
-from opkit.layers.op import parse_mock_range
 from opkit.nsys_parsers.ranges import parse_step
 
 MAX_TIME = 2**63 - 1
 _MODULE = re.compile(r"\{'Module': '([^']*)'")
+# A mock's iteration range as opkit writes it: what it repeats, then its number. Which op and case
+# that is does not matter here.
+_ITERATION = re.compile(r"(opkit \S+ .*\S) iter=\d+")
 
 # (process, start, end) in ns, sorted and without overlaps.
 Windows = list[tuple[int, int, int]]
@@ -92,8 +94,8 @@ def windows_of(ranges: list[Range], keep: Keep, origin: str) -> Windows:
 
 def _occurrence(each: Range, keep: Keep) -> tuple[object | None, int | None]:
     """What a range is an occurrence of, and how many of those stay (None: all)."""
-    if found := parse_mock_range(each.text):
-        return (each.pid, found.op, found.case, found.mode, found.variant), keep.iterations
+    if found := _ITERATION.fullmatch(each.text):
+        return (each.pid, found[1]), keep.iterations
     if step := parse_step(each.text):
         return (each.pid, step), keep.steps
     return None, None
@@ -113,7 +115,7 @@ def matters(text: str, keep: Keep) -> bool:
     """Whether a range stays by its text."""
     if keep.modules is None and not keep.texts:
         return True
-    if parse_step(text) or parse_mock_range(text):
+    if parse_step(text) or _ITERATION.fullmatch(text):
         return True
     module = _MODULE.match(text)
     if module and keep.modules is not None:

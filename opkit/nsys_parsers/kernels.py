@@ -1,7 +1,9 @@
-"""The kernel table: one row per kernel, copy and fill, joined to its launch and, in graphs, to its node.
+"""The kernel table: one row per kernel, copy and fill, joined to its launch and, in graphs, to its
+node.
 
-How the joins go wrong, and why they are as they are, is told in ``docs/nsys-joins.md``: correlation ids repeat
-between processes, some launches began before the window, instantiated graph nodes are clones of clones.
+How the joins go wrong, and why they are as they are, is told in ``docs/nsys-joins.md``:
+correlation ids repeat between processes, some launches began before the window, instantiated graph
+nodes are clones of clones.
 """
 
 from __future__ import annotations
@@ -35,13 +37,22 @@ def _column(columns: Columns, table: str, name: str, otherwise: str = "NULL::BIG
     return f'"{name}"' if name in columns.get(table, frozenset()) else otherwise
 
 
+def _pid(columns: Columns) -> str:
+    """The process of a thread; one for all when kernels do not say theirs."""
+    if "globalPid" not in columns.get(KERNEL_TABLE, frozenset()):
+        return "0::BIGINT"
+    return f'"globalTid" - ("globalTid" & {THREAD_BITS})'
+
+
 def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     """Create table ``kernel`` in ``db`` from the export attached as ``export``.
 
-    Columns: ``id, kind, name, start, "end", pid, device, stream, correlation, grid_x … block_z, graph_node,
-    launch_start, launch_tid, node_start, node_tid``. Times in ns since the session's start. ``launch_*`` is
-    null when no launch row of the same process has the correlation id; ``node_*`` is the creation of the
-    graph node that the kernel was replayed from, at the root of its clone chain.
+    Columns: ``id, kind, name, start, "end", pid, device, stream, correlation, grid_x … block_z,
+        graph_node,
+    launch_start, launch_tid, node_start, node_tid``. Times in ns since the session's start.
+    ``launch_*`` is null when no launch row of the same process has the correlation id; ``node_*``
+    is the creation of the graph node that the kernel was replayed from, at the root of its clone
+    chain.
     """
     _build_launches(db, columns)
     _build_nodes(db, columns)
@@ -99,16 +110,15 @@ def _copy_select(columns: Columns, table: str, kind: str) -> str:
 
 
 def _build_launches(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
-    """Table ``launch``: the API call of each (process, correlation id); the outermost when calls nest."""
+    """Table ``launch``: the API call of each (process, correlation id); the outermost when calls
+    nest."""
     if RUNTIME_TABLE not in columns:
         db.execute("CREATE TABLE launch (pid BIGINT, correlation BIGINT, tid BIGINT, start BIGINT)")
         return
-    has_pid = "globalPid" in columns.get(KERNEL_TABLE, frozenset())
-    pid = f'"globalTid" - ("globalTid" & {THREAD_BITS})' if has_pid else "0::BIGINT"
     db.execute(
         f"""
         CREATE TABLE launch AS
-        SELECT {pid} AS pid, "correlationId" AS correlation,
+        SELECT {_pid(columns)} AS pid, "correlationId" AS correlation,
                arg_min("globalTid", start) AS tid, min(start) AS start
         FROM export.{RUNTIME_TABLE} GROUP BY 1, 2
         """
@@ -116,7 +126,8 @@ def _build_launches(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
 
 
 def _build_nodes(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
-    """Table ``node``: for every graph node the creation of the node at the root of its clone chain."""
+    """Table ``node``: for every graph node the creation of the node at the root of its clone
+    chain."""
     table = next((t for t in NODE_TABLES if "graphNodeId" in columns.get(t, frozenset())), None)
     if table is None:
         db.execute("CREATE TABLE node (pid BIGINT, node BIGINT, tid BIGINT, start BIGINT)")
@@ -125,7 +136,7 @@ def _build_nodes(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     db.execute(
         f"""
         CREATE TABLE node_event AS
-        SELECT "globalTid" - ("globalTid" & {THREAD_BITS}) AS pid, "graphNodeId" AS node,
+        SELECT {_pid(columns)} AS pid, "graphNodeId" AS node,
                max(nullif({parent}, 0)) AS parent, arg_min("globalTid", start) AS tid,
                min(start) AS start
         FROM export.{table} GROUP BY 1, 2

@@ -1,7 +1,7 @@
 """Kernel names: demangled → short → family, and how well two of them agree.
 
-Everything that is known of particular kernels stands in ``families.toml``; this file only parses demangled
-C++ names and applies that table.
+Everything that is known of particular kernels stands in ``families.toml``; this file only parses
+demangled C++ names and applies that table.
 """
 
 from __future__ import annotations
@@ -60,9 +60,14 @@ _DTYPES = {
     "fp64": r"\bdouble\b",
     "fp32": r"\bfloat\b",
     "int8": r"\bu?int8_t\b|\b(?:un)?signed char\b",
+    # torch moves data of any type as an opaque one of its size.
+    **{f"bytes{size}": rf"OpaqueType<{size}>" for size in (1, 2, 4, 8, 16)},
 }
 _DTYPE = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _DTYPES.items()))
-_CAST = re.compile(r"\((?:unsigned )?(?:int|long|short|char|bool)\)")
+# Casts of template numbers; the parameters of a lambda look the same and must stay.
+_CAST = re.compile(r"(?<!lambda)\((?:unsigned )?(?:int|long|long long|short|char|bool)\)")
+# A return type that nsys demangles with a lone bracket: enable_if<T2>(int)0&&…>::type name<…>(…)
+_ENABLE_IF = re.compile(r"^std::enable_if<.*?>::type ")
 _FUNCTOR = re.compile(r"(\w*Functor\w*|\w+_kernel_cuda|\w+_kernel_impl|\w+_functor|\w+Ops)\b")
 _GENERIC_FUNCTORS = {"gpu_kernel_impl", "gpu_kernel_impl_nocast"}
 _NUMBER = re.compile(r"\b\d+\b")
@@ -106,10 +111,12 @@ def parse_name(demangled: str, families: tuple[Family, ...] | None = None) -> Ke
     table = families if families is not None else load_families()
     plain = _plain(demangled)
     base, arguments = _split(plain)
-    family = _find(table, plain, base)
-    while family is not None and family.wrapper and arguments:
+    family = wrapper = _find(table, plain, base)
+    while wrapper is not None and wrapper.wrapper and arguments:
         base, arguments = _split(arguments)
-        family = _find(table, plain, base) or family
+        wrapper = _find(table, plain, base)
+        family = wrapper or family
+    base = base or demangled
     functor = _functor(base, arguments)
     dtypes = {match.lastgroup or "" for match in _DTYPE.finditer(arguments)}
     stem = base
@@ -121,7 +128,7 @@ def parse_name(demangled: str, families: tuple[Family, ...] | None = None) -> Ke
     if functor or (family is not None and family.glue):
         # Element-wise kernels are told apart by what they compute, not by the loop around it.
         stem += "<" + _NUMBER.sub("#", _DTYPE.sub("T", arguments)) + ">"
-    last = base.rsplit("::", 1)[-1] if "::" in base else base
+    last = base.rsplit("::", 1)[-1] or base
     return KernelName(
         demangled=demangled,
         short=f"{last}({functor})" if functor else last,
@@ -140,7 +147,7 @@ def _plain(demangled: str) -> str:
     """The name with what would confuse bracket counting spelled without brackets."""
     text = demangled.replace("(anonymous namespace)", "unnamed").replace("<unnamed>", "unnamed")
     text = re.sub(r"operator ?\(\)", "operator_call", text)
-    return _CAST.sub("", text)
+    return _ENABLE_IF.sub("", _CAST.sub("", text))
 
 
 def _split(plain: str) -> tuple[str, str]:

@@ -1,9 +1,10 @@
-"""NVTX ranges: the labels that servers and mocks emit, and which kernels were launched inside which.
+"""NVTX ranges: the labels that servers and mocks emit, and which kernels were launched inside
+which.
 
-A kernel belongs to a range when its launch (or the creation of its graph node) lies within the range on the
-same thread. For a set of ranges that do not overlap on a thread (forward steps, one op's module ranges, a
-mock's iterations) the latest range that began before the launch is the only candidate: an ASOF join, linear
-after sorting.
+A kernel belongs to a range when its launch (or the creation of its graph node) lies within the
+range on the same thread. For a set of ranges that do not overlap on a thread (forward steps, one
+op's module ranges, a mock's iterations) the latest range that began before the launch is the only
+candidate: an ASOF join, linear after sorting.
 """
 
 from __future__ import annotations

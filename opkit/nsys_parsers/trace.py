@@ -1,7 +1,9 @@
-"""Open one nsys SQLite export as a set of DuckDB tables: ``kernel``, ``nvtx``, and what nsys says of itself.
+"""Open one nsys SQLite export as a set of DuckDB tables: ``kernel``, ``nvtx``, and what nsys says
+of itself.
 
-An export may lack any table and any column (``nsys export`` writes a table only if it has rows), so columns
-are asked for by name. Joins follow ``kernels``; this file checks that the input is what it claims to be.
+An export may lack any table and any column (``nsys export`` writes a table only if it has rows),
+so columns are asked for by name. Joins follow ``kernels``; this file checks that the input is what
+it claims to be.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from opkit.nsys_parsers.tool import export_sqlite
 SQLITE_MAGIC = b"SQLite format 3\x00"
 GZIP_MAGIC = b"\x1f\x8b"
 MANIFEST_TABLE = "OPKIT_MANIFEST"
-# DuckDB's share of memory before it spills to disk; an export of some million kernels needs far less.
+# DuckDB's share of memory before it spills to disk; an export of some million kernels needs far
+# less.
 MEMORY_LIMIT = "4GB"
 
 
@@ -111,8 +114,8 @@ def open_trace(path: Path) -> Trace:
             exported first (needs nsys).
 
     Raises:
-        BadInput: missing, empty, not an nsys export, truncated, without GPU kernels, or recorded with
-            ``--cuda-graph-trace=graph`` so that the kernels inside graphs are not in it.
+        BadInput: missing, empty, not an nsys export, truncated, without GPU kernels, or recorded
+            with ``--cuda-graph-trace=graph`` so that the kernels inside graphs are not in it.
         ToolMissing: a report was given and nsys is not there to export it.
     """
     if not path.is_file():
@@ -236,8 +239,9 @@ def _meta(
     return str(row[0]) if row and row[0] is not None else ""
 
 
-# Diagnostics that report a loss. "Not all CUDA events might have been collected" is none: nsys writes it
-# for every window that opens in a running process; what was cut shows as unlinked kernels.
+# Diagnostics that report a loss. "Not all CUDA events might have been collected" is none: nsys
+# writes it for every window that opens in a running process; what was cut shows as unlinked
+# kernels.
 LOSS_WORDS = ("lost", "dropped", "buffer full", "overflow", "exceeded")
 REMARK_WORDS = (*LOSS_WORDS, "not all", "not supported", "might have not")
 
@@ -270,8 +274,8 @@ def _refuse_unusable(facts: TraceFacts) -> None:
         return
     if "CUPTI_ACTIVITY_KIND_GRAPH_TRACE" in tables:
         raise BadInput(
-            f"{facts.path}: recorded with --cuda-graph-trace=graph, so the kernels inside CUDA graphs "
-            "are not in it",
+            f"{facts.path}: recorded with --cuda-graph-trace=graph, so the kernels inside CUDA "
+            "graphs are not in it",
             "record again with --cuda-graph-trace=node",
         )
     has = "NVTX ranges only" if "NVTX_EVENTS" in tables else "no GPU activity"

@@ -32,6 +32,11 @@ from opkit.reports.columns import Column, table
 WIDEST = 120  # a wider table only moves its numbers away from its names
 NOTHING = Text("–", style="dim")
 SEPARATOR = " · "
+NO_VERDICTS = (
+    "No verdicts yet.\n"
+    'On a GPU host, `opkit align dsa --e2e-cmd "vllm serve …"` records the first;\n'
+    "`opkit align dsa --recorded` shows anywhere what a report looks like."
+)
 
 OUTCOME_STYLE = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
 OUTCOME_SIGN = {Outcome.PASS: "✓", Outcome.FAIL: "✗", Outcome.INCONCLUSIVE: "?"}
@@ -77,7 +82,7 @@ def print_status(entries: Iterable[LedgerEntry], console: Console) -> None:
     """Print the ledger's entries as a table, in the order given."""
     rows = list(entries)
     if not rows:
-        text = Text("No verdicts yet: `opkit align OP` records the first.", style="dim")
+        text = Text(NO_VERDICTS, style="dim")
         console.print(text, highlight=False)
         return
     columns = [
@@ -128,7 +133,10 @@ def _header(result: AlignResult, width: int) -> Panel:
 
 
 def _pairs(values: dict[str, Any] | None) -> str:
-    return SEPARATOR.join(f"{name} {value}" for name, value in (values or {}).items() if value)
+    # The GPU has a line of its own.
+    return SEPARATOR.join(
+        f"{name} {value}" for name, value in (values or {}).items() if value and name != "gpu"
+    )
 
 
 def _model(known: dict[str, Any]) -> str:
@@ -138,7 +146,7 @@ def _model(known: dict[str, Any]) -> str:
     parts += [
         f"{value:,} {name}" if isinstance(value, int) else f"{name} {value}"
         for name, value in model.items()
-        if isinstance(value, (int, str)) and "digest" not in name
+        if isinstance(value, (int, str)) and "digest" not in name and "sha256" not in name
     ]
     if known.get("tp_size"):
         parts.append(f"tp {known['tp_size']}")

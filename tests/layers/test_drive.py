@@ -35,7 +35,13 @@ class Recorder:
             synchronize=lambda: note("wait"),
             profiler=SimpleNamespace(start=lambda: note("start"), stop=lambda: note("stop")),
             nvtx=SimpleNamespace(range_push=note, range_pop=lambda: note("pop")),
+            current_device=lambda: 0,
+            get_device_properties=lambda _: SimpleNamespace(L2_cache_size=50),
         )
+        self.uint8 = "uint8"
+
+    def empty(self, size: int, **_: str) -> SimpleNamespace:
+        return SimpleNamespace(zero_=lambda: self.events.append(f"evict {size}"))
 
     def prepare(self, planned: PlannedCase) -> Callable[[], None]:
         self.events.append(f"prepare {planned.case.label()}")
@@ -78,6 +84,19 @@ def test_every_iteration_is_one_forward_in_one_range(plan: Plan, recorder: Recor
     ]
     assert all(window[i + 1 : i + 4] == ["forward", "pop", "wait"] for i, _ in ranges)
     assert window.count("forward") == len(plan.cases) * 3  # one to warm up, two measured
+
+
+def test_l2_is_evicted_before_each_iteration_and_outside_its_range(
+    plan: Plan, recorder: Recorder
+) -> None:
+    drive.drive(plan)
+    pushes = [i for i, text in enumerate(recorder.events) if parse_mock_range(text)]
+    assert {recorder.events[i - 1] for i in pushes} == {"evict 100"}  # twice the cache
+
+
+def test_a_warm_l2_is_left_alone(plan: Plan, recorder: Recorder) -> None:
+    drive.drive(replace(plan, l2="warm"))
+    assert not [text for text in recorder.events if text.startswith("evict")]
 
 
 def test_every_case_runs_once_before_the_window(plan: Plan, recorder: Recorder) -> None:

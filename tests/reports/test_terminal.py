@@ -311,5 +311,9 @@ def test_status(width: int, expected: str) -> None:
 
 
 def test_status_of_an_empty_ledger_says_what_to_do() -> None:
-    expected = "No verdicts yet: `opkit align OP` records the first."
-    assert render(lambda console: print_status([], console), 80) == expected
+    text = render(lambda console: print_status([], console), 80)
+    assert text.splitlines() == [
+        "No verdicts yet.",
+        'On a GPU host, `opkit align dsa --e2e-cmd "vllm serve …"` records the first;',
+        "`opkit align dsa --recorded` shows anywhere what a report looks like.",
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,7 +94,7 @@ def plan_e2e(request: E2ERequest, *, dry_run: bool = False) -> E2EPlan:
     Raises:
         BadInput: the command cannot be understood, the mode does not fit it, or the model's
             vocabulary is unknown.
-        ToolMissing: no nsys.
+        ToolMissing: no nsys, or the command's program is not there.
     """
     out_dir = request.out_dir.absolute()  # nsys's agent has its own working directory
     asked = replace(request, out_dir=out_dir, waves=request.waves or DEFAULT_WAVES)
@@ -111,9 +112,20 @@ def plan_e2e(request: E2ERequest, *, dry_run: bool = False) -> E2EPlan:
         raise BadInput(
             f"the config.json of the model ({server.model or 'not in the command'}) was not found: "
             "prompts are token ids, so its vocabulary must be known",
-            "give the folder with --model-dir",
+            "give the folder with --model",
         )
+    if not dry_run:
+        _require_program(server)
     return E2EPlan(plan, asked, server, mode, model_dir, nsys)
+
+
+def _require_program(server: ServerCommand) -> None:
+    """nsys would start first and report this in many lines."""
+    program = server.argv[0]
+    if shutil.which(program, path=server.env.get("PATH")) is None:
+        raise ToolMissing(
+            f"{program}: no such program", "is the environment that has it the active one?"
+        )
 
 
 def run_e2e(e2e: E2EPlan, progress: Progress, grace: Grace | None = None) -> list[Path]:

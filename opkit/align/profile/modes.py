@@ -21,6 +21,7 @@ from opkit.align.profile.plan import (
     Finish,
     Post,
     ProfilePlan,
+    Purpose,
     Ready,
     Run,
     Send,
@@ -37,8 +38,7 @@ _NO_CPU = ("--sample=none", "--cpuctxsw=none")  # CPU samples cost time and expl
 _RANK = "OMPI_COMM_WORLD_RANK"
 _STOP_LIMIT_S = 1800.0  # nsys converts the recording before `stop` returns
 
-
-PRIMING_WAVE = Wave(1, 16, 2)
+PRIMING_WAVE = Wave(1, 16, 2)  # both phases, and short: its steps are set aside
 
 
 class Mode(StrEnum):
@@ -272,7 +272,8 @@ def _warm(request: E2ERequest, server: ServerCommand, target: Target) -> tuple[S
     steps: list[Step] = [Ready(server.url + engine.health, request.ready_limit_s)]
     if request.warmup:
         url = server.url + engine.completions
-        steps.append(Send(url, request.waves, request.warmup, True, request.wave_limit_s))
+        limit_s, rounds = request.wave_limit_s, request.warmup
+        steps.append(Send(url, request.waves, Purpose.WARM_UP, limit_s, rounds))
     # Last, so that only recorded steps are labelled.
     if engine.labels_on and any("cuda" in w and "profiler" in w for w in target.argv):
         steps.append(Post(server.url + engine.labels_on, "switch step labels on"))
@@ -283,10 +284,10 @@ def _prime(request: E2ERequest, server: ServerCommand) -> Send:
     """A small request first: nsys 2024.2 loses the first ranges and kernels of a window."""
     assert server.engine is not None, "build_plan checks it"
     url = server.url + server.engine.completions
-    return Send(url, (PRIMING_WAVE,), 1, True, request.wave_limit_s)
+    return Send(url, (PRIMING_WAVE,), Purpose.PRIME, request.wave_limit_s)
 
 
 def _send(request: E2ERequest, server: ServerCommand) -> Send:
     assert server.engine is not None, "build_plan checks it"
     url = server.url + server.engine.completions
-    return Send(url, request.waves, 1, False, request.wave_limit_s)
+    return Send(url, request.waves, Purpose.RECORD, request.wave_limit_s)

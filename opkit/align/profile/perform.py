@@ -10,6 +10,7 @@ from opkit.align.profile.plan import (
     Finish,
     Post,
     ProfilePlan,
+    Purpose,
     Ready,
     Run,
     Send,
@@ -23,9 +24,9 @@ from opkit.errors import BadInput, RunFailed
 
 _POLL_S = 0.2
 _TELL_EVERY_S = 5.0
-_WARMUP_SEED = (
-    1_000_003  # warm-up prompts differ from the recorded ones: a prefix cache must not help
-)
+# Added to the seed of prompts that are not recorded: no prefix cache may know those that are.
+_OTHER_SEED = 1_000_003
+_SENDING = {Purpose.WARM_UP: "warm-up", Purpose.PRIME: "prime the window:", Purpose.RECORD: "wave"}
 
 
 @dataclass
@@ -120,7 +121,10 @@ class _Performer:
             case Post(url, purpose):
                 self._progress(purpose)
                 _alive(launch, purpose)
-                self._the_client().post(url)
+                try:
+                    self._the_client().post(url)
+                except RunFailed as error:
+                    raise launch.failure(f"{purpose}: {error}") from error
             case Send():
                 self._send(step, launch)
             case Run(command, limit_s):
@@ -171,16 +175,16 @@ class _Performer:
         try:
             model = client.served_model()
             for turn in range(step.rounds):
-                seed = self._seed + (_WARMUP_SEED * (turn + 1) if step.warmup else 0)
+                other = 0 if step.purpose is Purpose.RECORD else _OTHER_SEED * (turn + 1)
                 for wave in step.waves:
-                    self._progress(f"{'warm-up' if step.warmup else 'wave'} {wave_text(wave)}")
-                    client.send(wave, model, seed, step.limit_s)
+                    self._progress(f"{_SENDING[step.purpose]} {wave_text(wave)}")
+                    client.send(wave, model, self._seed + other, step.limit_s)
         except RunFailed as error:
             code = launch.ended()
             died = f"; the server has ended with code {code}" if code is not None else ""
             raise launch.failure(f"{error}{died}") from error
         took = time.monotonic() - began
-        if step.warmup:
+        if step.purpose is Purpose.WARM_UP:
             note = f"warm-up: {len(step.waves)} waves sent {step.rounds} times, {took:.1f} s"
             self._progress(note)
             self.outcome.notes.append(note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from opkit.layers.manifest import Wave
@@ -61,15 +62,23 @@ class Post:
     purpose: str
 
 
+class Purpose(StrEnum):
+    """What requests are sent for. Only those to be recorded count as the run's waves."""
+
+    WARM_UP = "warm up"  # kernels are compiled and chosen at the first use of a shape
+    PRIME = "prime the window"  # nsys may lose what runs first in a window
+    RECORD = "send the requests"
+
+
 @dataclass(frozen=True)
 class Send:
-    """Send every wave ``rounds`` times; in ``warmup`` with other prompts than those recorded."""
+    """Send every wave ``rounds`` times, with prompts of their own for each purpose."""
 
     url: str
     waves: tuple[Wave, ...]
-    rounds: int
-    warmup: bool
+    purpose: Purpose
     limit_s: float  # for one wave
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,7 @@ def _step_lines(step: Step, log: Path) -> Iterable[str]:
             return [f"# wait until GET {url} answers 200, at most {limit_s:.0f} s"]
         case Post(url, purpose):
             return [f"# {purpose}: POST {url}"]
-        case Send(url, waves, rounds, warmup):
-            purpose = "warm up" if warmup else "send the requests"
+        case Send(url, waves, purpose, _, rounds):
             times = f" {rounds} times" if rounds > 1 else ""
             shapes = ", ".join(wave_text(wave) for wave in waves)
             return [f"# {purpose}{times}: POST {url}: {shapes}"]

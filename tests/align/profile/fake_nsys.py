@@ -1,6 +1,7 @@
 """An nsys that records nothing: the same processes, files and exit codes as nsys 2024.2.3.
 
 FAKE_NSYS: ``noreport`` (ends with 0 and writes none), ``empty`` (writes an empty one).
+FAKE_EXPORTS: the folder whose ``NAME.sqlite`` is the export of ``NAME.nsys-rep``.
 """
 
 import os
@@ -57,6 +58,9 @@ elif VERB == "start":
         (STATE / f"{option('session')}.output").write_text(option("output"))
 elif VERB == "stop":
     write_report(option("session"))
+elif VERB == "export":
+    made = Path(os.environ["FAKE_EXPORTS"]) / f"{Path(WORDS[-1]).stem}.sqlite"
+    Path(WORDS[WORDS.index("--output") + 1]).write_bytes(made.read_bytes())
 elif VERB == "shutdown":
     os.killpg(int((STATE / f"{option('session')}.app").read_text()), signal.SIGTERM)
 else:

@@ -2,7 +2,7 @@
 
 die: ends at once · never: never healthy · refuse: completions answer 500 · short: one token too
 few · slow: completions take a minute · stubborn: ignores SIGINT and SIGTERM · worker: has a child
-process in a session of its own.
+process in a session of its own · nolabels: knows no /start_profile.
 """
 
 import json
@@ -21,6 +21,7 @@ except ImportError:
 
 HOW = os.environ.get("FAKE_SERVER", "").split(",")
 HEALTHY_AT = time.monotonic() + 0.3
+labelled = False  # as vLLM: steps are labelled once /start_profile was asked for
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,9 +37,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {})
 
     def do_POST(self):
+        global labelled
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with open(os.environ["FAKE_REQUESTS"], "a") as log:
-            log.write(json.dumps(body) + "\n")
+            log.write(json.dumps({"path": self.path, **body}) + "\n")
+        if self.path == "/start_profile":
+            labelled = "nolabels" not in HOW
+            self.answer(200 if labelled else 404, {})
+            return
         if "slow" in HOW:
             time.sleep(60)
         if "refuse" in HOW:
@@ -46,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         prompts = body["prompt"]
         label = f"execute_context_{len(prompts)}({sum(map(len, prompts))})_generation_0(0)"
-        with nvtx.annotate(label) if nvtx else nullcontext():
+        with nvtx.annotate(label) if nvtx and labelled else nullcontext():
             time.sleep(0.01)
         tokens = len(prompts) * body["max_tokens"] - ("short" in HOW)
         self.answer(200, {"usage": {"completion_tokens": tokens}})

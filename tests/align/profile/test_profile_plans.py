@@ -18,7 +18,7 @@ from opkit.align.profile.e2e import (
     plan_e2e,
     wave_text,
 )
-from opkit.align.profile.plan import Send
+from opkit.align.profile.plan import End, Post, Purpose, Ready, Run, Send, Start
 from opkit.errors import BadInput
 from opkit.layers.manifest import Wave
 
@@ -57,13 +57,19 @@ def test_server_mode_opens_a_window_around_the_waves() -> None:
         "--sample=none --cpuctxsw=none"
     )
     assert stop == f"nsys stop --session={session}"
-    assert [step.warmup for step in plan.plan.steps if isinstance(step, Send)] == [True, False]
+    assert [type(step) for step in plan.plan.steps] == [
+        Start, Ready, Send, Post, Run, Send, Send, Run, End,
+    ]  # fmt: skip
+    sends = [step for step in plan.plan.steps if isinstance(step, Send)]
+    assert [send.purpose for send in sends] == [Purpose.WARM_UP, Purpose.PRIME, Purpose.RECORD]
+    assert [send.rounds for send in sends] == [2, 1, 1]
 
 
 def test_window_of_the_whole_process_needs_no_start() -> None:
     profile, stop = argvs(dry(VLLM, window=Collect.PROCESS))
     assert profile.startswith("nsys profile --sample=none --cpuctxsw=none -o /out/e2e ")
     assert stop.startswith("nsys stop ")
+    assert "prime" not in dry(VLLM, window=Collect.PROCESS).text()
 
 
 def test_program_mode_is_the_default_for_other_commands() -> None:
@@ -166,6 +172,9 @@ def test_dry_run_is_a_script_with_every_step() -> None:
     ]
     assert "# warm up 2 times: POST http://127.0.0.1:8000/v1/completions: 4x1024+12\n" in text
     assert "# wait until GET http://127.0.0.1:8000/health answers 200, at most 900 s\n" in text
+    assert "# switch step labels on: POST http://127.0.0.1:8000/start_profile\n" in text
+    assert "# prime the window: POST http://127.0.0.1:8000/v1/completions: 1x16+2\n" in text
+    assert "# send the requests: POST http://127.0.0.1:8000/v1/completions: 4x1024+12\n" in text
     assert "# result: /out/e2e.nsys-rep\n" in text
 
 

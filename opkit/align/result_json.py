@@ -1,4 +1,4 @@
-"""An alignment as JSON, and back: the versioned form for scripts, the ledger and `opkit report`."""
+"""An alignment as JSON, and back: the versioned form for scripts, the ledger and reports."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import pytest
 from made_result import made_result
 
 from opkit.align.result import AlignResult
+from opkit.align.result_json import SCHEMA, align_from_json, align_json
 from opkit.errors import BadInput
-from opkit.reports.json_report import SCHEMA, align_from_json, align_json
 
 
 def through_json(result: AlignResult) -> Any:

@@ -1,0 +1,206 @@
+"""The options of ``opkit align``, checked once: a question about files, or a run to make first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from opkit.align import run
+from opkit.align.judge import Question, judge
+from opkit.align.policy import Policy, load_policy
+from opkit.align.profile.command_line import read_command
+from opkit.align.profile.e2e import Collect, E2ERequest, Mode, parse_wave
+from opkit.align.result import AlignResult, Method
+from opkit.align.result_json import align_json
+from opkit.errors import BadInput, WrongUsage
+from opkit.layers.op import Op, Phase
+from opkit.layers.registry import find_op, mock_backends, require_mock
+
+METHODS = {"auto": None, "nvtx": Method.LAUNCH_NVTX, "sequence": Method.SEQUENCE}
+DEFAULT_BACKEND = "vllm"  # when the command is no server that says it
+# The bundled recordings, the mock's and the engine's.
+RECORDED = {"dsa": ("dsa-vllm-h100-mock.sqlite.gz", "dsa-vllm-h100-e2e.sqlite.gz")}
+
+
+@dataclass(frozen=True)
+class AlignOptions:
+    """What the user gave, one field an option of the same name; see ``opkit align --help``."""
+
+    op: str
+    recorded: bool
+    mock_trace: Path | None
+    e2e_trace: tuple[Path, ...]
+    strict_trace: Path | None
+    backend: str
+    model: Path | None
+    e2e_cmd: str
+    mode: str | None
+    window: str
+    requests: tuple[str, ...]
+    phases: tuple[str, ...]
+    policy: Path | None
+    strict: bool
+    regions: str
+    iterations: int
+    python: str
+    engine: str
+    url: str
+    ranks: int | None
+    delay: float
+    duration: float
+    ready_limit: float
+    seed: int
+    out: Path
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result and where it belongs.
+
+    Attributes:
+        result: what was found.
+        folder: where its files are.
+        keep: whether it goes into the ledger: a bundled recording says nothing of this machine.
+    """
+
+    result: AlignResult
+    folder: Path
+    keep: bool
+
+
+def answer(options: AlignOptions, progress: run.Progress) -> Answer:
+    """Do what the options ask: judge files, or profile both sides first.
+
+    Raises:
+        OpkitError: options, files or programs that cannot be used.
+        KeyboardInterrupt: after everything started has been ended.
+    """
+    op, policy, phases = _common(options)
+    files = _files(options)
+    if files is not None:
+        mock, e2e, strict = files
+        method = METHODS[options.regions]
+        question = Question(op, mock, e2e, options.backend, policy, phases, strict, method)
+        return Answer(judge(question), options.out, keep=not options.recorded)
+    request = _live(options, op, policy, phases)
+    require_mock(op, request.backend)
+    result = run.align_live(request, progress)
+    folder = request.e2e.out_dir
+    (folder / "result.json").write_text(json.dumps(align_json(result), indent=1) + "\n")
+    return Answer(result, folder, keep=True)
+
+
+def dry_run(options: AlignOptions) -> str:
+    """Every command that :func:`answer` would run.
+
+    Raises:
+        OpkitError: options that cannot be used.
+    """
+    op, policy, phases = _common(options)
+    files = _files(options)
+    if files is not None:
+        mock, e2e, strict = files
+        read = [mock, *e2e, *([strict] if strict else [])]
+        return "".join(f"# read {path}\n" for path in read) + "# nothing is run\n"
+    request = _live(options, op, policy, phases)
+    text = run.dry_run(request)
+    if request.backend not in mock_backends(op):
+        known = ", ".join(mock_backends(op))
+        text = f"# note: opkit has no mock of {op.name} for {request.backend} yet ({known})\n{text}"
+    return text
+
+
+def _common(options: AlignOptions) -> tuple[Op, Policy, tuple[Phase, ...]]:
+    op = find_op(options.op)
+    phases = tuple(phase for phase in op.phases if phase in options.phases) or op.phases
+    return op, load_policy(options.policy), phases
+
+
+def _files(options: AlignOptions) -> tuple[Path, tuple[Path, ...], Path | None] | None:
+    """The mock's, the engine's and the strict trace to judge, or None for a live run."""
+    traces = (options.mock_trace, *options.e2e_trace, options.strict_trace)
+    if sum((options.recorded, any(traces), bool(options.e2e_cmd))) > 1:
+        raise WrongUsage(
+            "--recorded, trace files and --e2e-cmd exclude each other",
+            "a run makes its own traces; files are compared without running anything",
+        )
+    if options.recorded:
+        return _recorded(options.op)
+    if any(traces):
+        if options.mock_trace is None or not options.e2e_trace:
+            raise WrongUsage(
+                "both --mock-trace and --e2e-trace are needed to compare files",
+                "without traces, --e2e-cmd makes both",
+            )
+        if options.strict and options.strict_trace is None:
+            raise WrongUsage("--strict compares files only with --strict-trace")
+        return options.mock_trace, options.e2e_trace, options.strict_trace
+    if not options.e2e_cmd:
+        raise WrongUsage(
+            "nothing to align: no command and no traces were given",
+            'give --e2e-cmd "…", or --mock-trace and --e2e-trace, or try '
+            f"`opkit align {options.op} --recorded`",
+        )
+    return None
+
+
+def _recorded(op: str) -> tuple[Path, tuple[Path, ...], None]:
+    folder = Path(str(resources.files("opkit") / "recorded"))
+    found = [folder / name for name in RECORDED.get(op, ())]
+    if not found or not all(path.is_file() for path in found):
+        raise BadInput(
+            f"this installation of opkit holds no recording of {op}",
+            "give --mock-trace and --e2e-trace, or --e2e-cmd on a GPU host",
+        )
+    return found[0], (found[1],), None
+
+
+def _live(
+    options: AlignOptions, op: Op, policy: Policy, phases: tuple[Phase, ...]
+) -> run.LiveRequest:
+    if options.regions != "auto":
+        raise WrongUsage("--regions is for trace files", "give --mock-trace and --e2e-trace")
+    if options.url:
+        _check_url(options.url)
+    engine = read_command(options.e2e_cmd, options.engine, options.url).engine
+    name = f"align-{op.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    e2e = E2ERequest(
+        command=options.e2e_cmd,
+        out_dir=options.out / name,
+        op=op.name,
+        mode=Mode(options.mode) if options.mode else None,
+        window=Collect(options.window),
+        waves=tuple(parse_wave(text) for text in options.requests),
+        engine=options.engine,
+        url=options.url,
+        model_dir=options.model,
+        seed=options.seed,
+        ready_limit_s=options.ready_limit,
+        ranks=options.ranks,
+        delay_s=options.delay,
+        duration_s=options.duration,
+    )
+    return run.LiveRequest(
+        op=op,
+        backend=options.backend or (engine.name if engine else DEFAULT_BACKEND),
+        e2e=e2e,
+        policy=policy,
+        phases=phases,
+        strict=options.strict,
+        python=options.python,
+        iterations=options.iterations,
+    )
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
+    except ValueError:  # a port that is no number
+        good = False
+    if not good:
+        raise BadInput(f"{url!r}: not a server's address", "as in http://127.0.0.1:8000")

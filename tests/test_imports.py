@@ -1,0 +1,131 @@
+"""The rule of the house: which part of the package may import which, and what no part imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import opkit
+
+PACKAGE = Path(opkit.__file__).parent
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+# Every part may import itself, ``opkit`` (the version) and ``opkit.errors``; beyond that:
+ALLOWED = {
+    "cli": {"align", "reports", "layers", "nsys_parsers"},
+    "__main__": {"cli"},
+    # Results and ledger entries are plain data of align.
+    "reports": {"align", "layers"},
+    "align": {"layers", "nsys_parsers"},
+    "layers": set(),
+    "nsys_parsers": set(),
+    "errors": set(),
+    "__init__": set(),
+}
+# Of align, reports may read only this: what an alignment found, as plain data.
+PLAIN_DATA = ("opkit.align.result", "opkit.align.result_json", "opkit.align.ledger")
+FRAMEWORKS = {"torch", "vllm", "tensorrt_llm", "sglang", "ray", "nvtx"}
+
+
+def part_of(name: str) -> str:
+    """The part of the package that ``layers/op.py`` or ``opkit.layers.op`` lies in."""
+    if name == "opkit":
+        return "__init__"
+    return name.removeprefix("opkit.").removesuffix(".py").replace("/", ".").split(".")[0]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Full names of all modules that the code imports, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            name = node.module or ""
+            # `from opkit import errors` and `from opkit.align import run` import modules.
+            below = [f"{name}.{alias.name}" for alias in node.names]
+            modules = [full for full in below if is_module(full)]
+            yield from modules or [name]
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def at_module_level(tree: ast.AST) -> Iterator[str]:
+    """Modules imported when the module itself is: not those inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imported(node)
+        yield from at_module_level(node)
+
+
+def parse(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / module).read_text("utf-8"))
+
+
+def breaches(module: str, tree: ast.AST) -> list[str]:
+    """The imports of ``module`` that the house forbids."""
+    part = part_of(module)
+    wrong = []
+    for name in imported(tree):
+        if name.split(".")[0] != "opkit":
+            continue
+        other = part_of(name)
+        if other not in {part, "errors", "__init__"} | ALLOWED[part]:
+            wrong.append(f"{module} imports {name}")
+        if part == "reports" and other == "align" and name not in PLAIN_DATA:
+            wrong.append(f"{module} imports {name}, which is no plain data")
+    return wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    assert breaches(module, parse(module)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        ("nsys_parsers/keep.py", "from opkit.layers.op import parse_mock_range"),
+        ("nsys_parsers/keep.py", "def f():\n from opkit.align import judge"),
+        ("layers/op.py", "import opkit.nsys_parsers.trace"),
+        ("align/ledger.py", "from opkit.reports.terminal import print_align"),
+        ("align/run.py", "from opkit import cli"),
+        ("reports/terminal.py", "from opkit.nsys_parsers.trace import open_trace"),
+        ("reports/terminal.py", "from opkit.align.judge import judge"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, code: str) -> None:
+    assert len(breaches(module, ast.parse(code))) == 1
+
+
+def backend(module: str) -> bool:
+    """Whether it may import a framework: only a backend of ``layers``."""
+    return module.startswith("layers/") and Path(module).name.startswith("vllm")
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not backend(module)])
+def test_no_framework_at_module_level(module: str) -> None:
+    roots = {name.split(".")[0] for name in at_module_level(parse(module))}
+    assert not roots & FRAMEWORKS
+
+
+def test_the_command_line_pulls_no_framework() -> None:
+    code = "import sys, opkit, opkit.cli; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(done.stdout.split())
+    assert "opkit" in loaded
+    assert not loaded & (FRAMEWORKS | {"transformers", "numpy", "pandas"})
