@@ -25,7 +25,11 @@ def main() -> None:
     traces = ["--recorded"]
     if given.files:
         mock, *engine = given.files
-        traces = ["--mock-trace", mock, *(word for path in engine for word in ("--e2e-trace", path))]
+        traces = [
+            "--mock-trace",
+            mock,
+            *(word for path in engine for word in ("--e2e-trace", path)),
+        ]
     seconds = []
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "opkit", "align", "dsa", *traces, "--json", "--out", out]

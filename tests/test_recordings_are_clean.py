@@ -13,7 +13,7 @@ from opkit.nsys_parsers.private import find_private
 ROOT = Path(__file__).parents[1]
 RECORDINGS = sorted(
     path
-    for folder in ("tests/traces", "examples")
+    for folder in ("opkit/recorded", "tests/traces", "examples")
     for pattern in ("*.sqlite", "*.sqlite.gz")
     for path in (ROOT / folder).rglob(pattern)
 )

@@ -215,7 +215,10 @@ def missing_extra(subject: Subject) -> CheckResult:
     problems: list[str] = []
     rows: list[tuple[CaseMatch, KernelPair]] = []
     listed = 0
+    crossed: dict[tuple[str, ...], list[str]] = {}
     for match in subject.cases:
+        if found := _crossed(match):
+            crossed.setdefault(found, []).append(match.e2e.case.label())
         alone = [p for p in match.pairs if p.level in ONE_SIDED]
         glue = [p for p in alone if p.glue and not p.key]
         over = sum(p.share for p in glue) > subject.policy.glue_share
@@ -243,9 +246,24 @@ def missing_extra(subject: Subject) -> CheckResult:
         problems += [
             f"{by_side[side]}: {name} ({', '.join(where)})" for name, where in names_cases.items()
         ]
+    problems += [
+        f"in another order: {', '.join(shorts)} (at {', '.join(cases)})"
+        for shorts, cases in crossed.items()
+    ]
     good = "no kernel on one side only" if not listed else f"{listed} glue kernels on one side only"
-    advice = causes.advise_names([p for _, p in rows]) if rows else None
-    return _result("missing/extra", problems, good, (p.name for _, p in rows), advice)
+    advice = causes.advise_names([p for _, p in rows]) if rows else causes.OTHER_ORDER
+    kernels = [p.name for _, p in rows] + [short for shorts in crossed for short in shorts]
+    return _result("missing/extra", problems, good, kernels, advice)
+
+
+def _crossed(match: CaseMatch) -> tuple[str, ...]:
+    """Variants of one kernel that stand in each other's place."""
+    beside = {
+        (p.mock.name, p.e2e.name): p.e2e.short
+        for p in match.pairs
+        if p.level is Level.VARIANT and p.mock and p.e2e
+    }
+    return tuple(sorted({short for (m, e), short in beside.items() if (e, m) in beside}))
 
 
 def _side_time(pair: KernelPair) -> str:
@@ -311,12 +329,12 @@ def _deviates(pair: KernelPair, policy: Policy) -> bool:
     if pair.mock is None or pair.e2e is None:
         return False
     difference = abs(pair.mock.median_ns - pair.e2e.median_ns)
-    if pair.key:
-        return difference > _tolerance(pair, policy)
+    if pair.key and difference > _tolerance(pair, policy):
+        return True
     ratio = max(pair.mock.median_ns, 1) / max(pair.e2e.median_ns, 1)
     return (
         max(ratio, 1 / ratio) > policy.odd_kernel_ratio
-        and difference > policy.kernel_floor_us * 1000
+        and difference > policy.odd_kernel_floor_us * 1000
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -53,7 +55,8 @@ class Policy:
             clock is the cause (degenerate operands run 10 to 15 % too fast on an H100:
             ``docs/development.md``).
         odd_kernel_ratio: a matched kernel of any family may not take this many times as long as
-            its peer.
+            its peer, whatever its spread.
+        odd_kernel_floor_us: differences below this are never odd.
         strict: tolerance of ``--strict`` on GPU time against the module of the engine's decoder
             layer.
         require_operands: an alignment without a record of the mock's operands is inconclusive.
@@ -74,6 +77,7 @@ class Policy:
     heavy_share: float = 0.05
     heavy_scale: float = 0.07
     odd_kernel_ratio: float = 2.0
+    odd_kernel_floor_us: float = 1.0
     strict: float = 0.01
     require_operands: bool = True
     max_zeros: float = 0.5
@@ -108,14 +112,23 @@ def _value(path: Path, key: str, value: Any) -> Any:
         raise BadInput(f"{path}: unknown key {key!r}", f"known keys: {', '.join(sorted(known))}")
     if key == "roles":
         try:
-            return tuple(Role(str(item["mock"]), str(item["e2e"])) for item in value)
+            roles = tuple(Role(str(item["mock"]), str(item["e2e"])) for item in value)
+            for pattern in (p for role in roles for p in (role.mock, role.e2e)):
+                re.compile(pattern)
         except (TypeError, KeyError) as error:
             raise BadInput(f"{path}: roles need `mock` and `e2e` patterns") from error
+        except re.error as error:
+            raise BadInput(f"{path}: no regular expression: {error.pattern!r} ({error})") from error
+        return roles
     default = known[key]
     if isinstance(default, bool) != isinstance(value, bool) or not isinstance(value, int | float):
         raise BadInput(f"{path}: {key} must be a {'truth value' if default is True else 'number'}")
-    if isinstance(default, float) and not isinstance(value, bool):
+    if not math.isfinite(value):  # nan would pass every comparison
+        raise BadInput(f"{path}: {key} must be a finite number")
+    if isinstance(default, float):
         value = float(value)
+    elif isinstance(value, float):
+        raise BadInput(f"{path}: {key} must be a whole number")
     if key == "latency" and value > HARD_CEILING - 1:
         raise BadInput(f"{path}: latency {value} lies above the hard ceiling of {HARD_CEILING}×")
     if value < 0:

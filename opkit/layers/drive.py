@@ -114,7 +114,7 @@ def _measure(plan: Plan, planned: PlannedCase, forward: Forward, torch: Any) -> 
     for iteration in range(plan.iterations):
         marked = MockRange(plan.op, planned.case, planned.mode, iteration, variant)
         if eviction is not None:
-            eviction.zero_()
+            eviction.sum()
         torch.cuda.nvtx.range_push(marked.text())
         try:
             forward()
@@ -134,7 +134,7 @@ def _eviction_buffer(plan: Plan, torch: Any) -> Any:
     if plan.l2 == "warm":
         return None
     size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return torch.empty(2 * size, dtype=torch.uint8, device="cuda")
+    return torch.zeros(size // 2, dtype=torch.float32, device="cuda")
 
 
 def _operands(plan: Plan, mock: Mock) -> tuple[Operand, ...]:

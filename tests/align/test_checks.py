@@ -1,4 +1,4 @@
-"""Each check passes on a phase that agrees, and fails for its own reason with kernels and numbers."""
+"""Each check passes on a phase that agrees, and fails for its own reason, with numbers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_key_kernel_of_another_name_fails_by_name() -> None:
 
 
 def test_other_element_types_are_never_good_enough() -> None:
-    mock = stat("norm", 3.0, name="norm<float>")
+    mock = replace(stat("norm", 3.0), name="norm<float>")
     pair = KernelPair(mock, stat("norm", 3.0), Level.DTYPE, True, False, 0.003)
     made = subject(case_match(changed(1, pair)))
     assert not_passed(made) == {"names": "fail"}
@@ -110,9 +110,19 @@ def test_two_variants_in_each_others_place_fail_by_order() -> None:
     assert result.cause == causes.OTHER_ORDER.cause
 
 
+def test_other_tiles_at_several_places_are_no_other_order() -> None:
+    tiles = [stat(f"nvjet_{tile}", 100.0) for tile in "abc"]
+    pairs = (
+        KernelPair(tiles[1], tiles[0], Level.VARIANT, True, False, 0.1),
+        *PAIRS[1:6],
+        KernelPair(tiles[2], tiles[1], Level.VARIANT, True, False, 0.1),
+    )
+    assert not_passed(subject(case_match(pairs))) == {}
+
+
 def test_a_key_kernel_twice_fails_by_count() -> None:
     made = subject(case_match(with_pair(alone("rms_norm_kernel", 3.0, Level.MOCK_ONLY))))
-    assert set(not_passed(made)) == {"names", "counts", "missing/extra", "latency"} - {"latency"}
+    assert set(not_passed(made)) == {"names", "counts", "missing/extra"}
     result = checked(made)["counts"]
     assert "rms_norm_kernel 2× in the mock, 1× in E2E" in result.detail
     assert result.kernels == ("rms_norm_kernel",)
@@ -257,7 +267,7 @@ def decode(batch: int, past: int) -> Case:
         (Case(Phase.CONTEXT, 1, 2048, 0), CASE, True),
         (Case(Phase.CONTEXT, 2, 4096, 0), CASE, True),
         (decode(16, 1029), decode(16, 1035), False),  # the cache grows during the window
-        (decode(16, 1029), decode(16, 1050), True),
+        (decode(16, 1029), decode(16, 1060), True),
         (decode(16, 4096), decode(16, 4150), False),  # within 2 %
         (decode(8, 1029), decode(16, 1029), True),
         (decode(16, 1029), decode(16, -1), False),  # unknown

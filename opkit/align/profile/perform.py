@@ -148,7 +148,8 @@ class _Performer:
         return self._client
 
     def _ready(self, url: str, limit_s: float, launch: Launch) -> None:
-        began = told = time.monotonic()
+        began = time.monotonic()
+        told = began - _TELL_EVERY_S
         while True:
             _alive(launch, "before it was ready")
             status, reason = self._the_client().health()
@@ -161,7 +162,7 @@ class _Performer:
                 )
             if time.monotonic() - told >= _TELL_EVERY_S:
                 told = time.monotonic()
-                self._progress(f"waiting for {url} {waited:.0f} s ({status or reason})")
+                self._progress(f"waiting for {url} ({status or reason})")
             time.sleep(_POLL_S)
         self._progress(f"the server was ready after {waited:.1f} s")
         try:

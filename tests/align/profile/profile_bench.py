@@ -70,7 +70,8 @@ class Bench:
 
     def sent(self) -> list[dict[str, Any]]:
         """The request bodies that the server got, in order."""
-        return [json.loads(line) for line in (self.root / "requests").read_text().splitlines()]
+        log = self.root / "requests"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def script(source: Path, target: Path) -> None:

@@ -1,0 +1,46 @@
+"""The documents say what the program does: options, thresholds, exit codes, links."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+
+from opkit import errors
+from opkit.align.policy import Policy
+from opkit.cli import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+CHECKS = (ROOT / "docs" / "checks.md").read_text("utf-8")
+
+
+def test_every_option_of_align_is_in_the_readme() -> None:
+    assert isinstance(cli, click.Group)
+    options = [option for param in cli.commands["align"].params for option in param.opts]
+    missing = [o for o in options if o.startswith("--") and not re.search(rf"`{o}\b", README)]
+    assert missing == []
+
+
+def test_every_exit_code_is_in_the_readme() -> None:
+    codes = [value for name, value in vars(errors).items() if name.startswith("EXIT_")]
+    assert [code for code in codes if f"\n| {code} | " not in README] == []
+
+
+@pytest.mark.parametrize("key", [field.name for field in fields(Policy)])
+def test_every_threshold_and_its_default_is_documented(key: str) -> None:
+    row = re.search(rf"^\| `{key}` \| (\S+) \|", CHECKS, flags=re.MULTILINE)
+    assert row is not None
+    default = getattr(Policy(), key)
+    shown = "none" if default == () else str(default).lower()
+    assert row[1] == shown
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/checks.md", "docs/development.md"])
+def test_links_lead_somewhere(path: str) -> None:
+    text = re.sub(r"<!--.*?-->", "", (ROOT / path).read_text("utf-8"), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [t for t in targets if not ((ROOT / path).parent / t).exists()] == []
