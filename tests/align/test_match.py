@@ -1,4 +1,4 @@
-"""Two kernel sequences laid side by side: nothing is lost, equal names meet, what moved shows twice."""
+"""Two kernel sequences side by side: nothing is lost, equal names meet, what moved shows twice."""
 
 from __future__ import annotations
 
@@ -102,19 +102,14 @@ def test_a_dropped_kernel_is_the_only_difference(word: str, at: int) -> None:
     ],
 )
 def test_alignments(mock: str, e2e: str, wanted: list[Level]) -> None:
-    found = levels(mock, e2e)
-    if wanted == [SAME, E2E, SAME, MOCK, SAME]:  # which of the two moved is a matter of taste
-        assert sorted(found) == sorted(wanted)
-        return
-    assert sorted(found) == sorted(wanted)
+    # Where several alignments are worth the same, which one is found is a matter of taste.
+    assert sorted(levels(mock, e2e)) == sorted(wanted)
     assert worth(align_names(names(mock), names(e2e))) == worth([(0, 0, x) for x in wanted])
 
 
 def test_a_declared_role_pairs_in_its_direction_only() -> None:
     assert levels("acd", "aCd", [ROLE]) == [SAME, Level.ROLE, SAME]
-    assert levels("aCd", "acd", [ROLE]) == [SAME, E2E, MOCK, SAME] or levels(
-        "aCd", "acd", [ROLE]
-    ) == [SAME, MOCK, E2E, SAME]
+    assert sorted(levels("aCd", "acd", [ROLE])) == sorted([SAME, MOCK, E2E, SAME])
 
 
 def launch(

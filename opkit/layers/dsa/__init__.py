@@ -16,12 +16,12 @@ DSA = Op(
     title="DeepSeek sparse attention: MLA with the lightning indexer",
     phases=(Phase.CONTEXT, Phase.GENERATION),
     region={
-        # Before it the input norm, after it the norm before the MLP: both add the residual, except
-        # the first of the model, which is a plain norm.
-        "vllm": RegionPattern(_SELF_ATTENTION, (r"fused_add_rms_norm", r"\brms_norm_kernel")),
+        # Before it the input norm, after it the norm before the MLP: both add the residual. The
+        # first of the model does not, but plain norms run inside the op too: no border.
+        "vllm": RegionPattern(_SELF_ATTENTION, (r"fused_add_rms_norm",)),
         # flashinfer's norm kernels in both; TensorRT-LLM also has its own.
-        "sglang": RegionPattern(_SELF_ATTENTION, (r"FusedAddRMSNormKernel", r"\bRMSNormKernel")),
-        "trtllm": RegionPattern(_SELF_ATTENTION, (r"(?i)fused_?add_?rms_?norm", r"(?i)rms_?norm")),
+        "sglang": RegionPattern(_SELF_ATTENTION, (r"FusedAddRMSNormKernel",)),
+        "trtllm": RegionPattern(_SELF_ATTENTION, (r"(?i)fused_?add_?rms_?norm",)),
     },
     data_dependent=(
         r"(?i)topk_?per_?row",  # topKPerRowPrefill, topKPerRowDecode
