@@ -50,7 +50,8 @@ def main() -> None:
     """Entry point: turns every failure into one sentence on stderr and an exit code."""
     # Whoever ends opkit politely gets what Ctrl-C gets: all that was started is ended first.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _interrupt)
     try:
         sys.exit(cli.main(prog_name="opkit", standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:

@@ -12,7 +12,8 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import made_pair
@@ -205,37 +206,62 @@ def test_recording_that_cannot_be_read(
     assert ran.code == EXIT_RUN_FAILED
 
 
+@contextmanager
+def at_work(bench: Bench, background: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """opkit in the middle of a run, its server busy with a request that takes a minute."""
+
+    def deaf() -> None:  # as a shell starts a background job, and nohup what it runs
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    words = ["--e2e-cmd", bench.command(), "--out", str(bench.out), "--requests", "1x8+2"]
+    child = subprocess.Popen(
+        [*PROGRAM, "align", "dsa", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=bench.root,
+        env=environment(), start_new_session=True, preexec_fn=deaf if background else None,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 20
+        while not bench.sent():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert any("time.sleep(120)" in line for line in marked(bench.mark))
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def assert_interrupted(child: subprocess.Popen[str], bench: Bench) -> None:
+    out, err = child.communicate(timeout=20)  # polite ways take 30 s where they are not heard
+    ran = Ran(child.returncode, out, err)
+    assert ran.complaint() == "interrupted; everything that was started has been ended"
+    assert ran.code == EXIT_INTERRUPTED
+    assert marked(bench.mark) == []
+
+
 @pytest.mark.usefixtures("fake_nsys")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_in_the_middle_leaves_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setenv("FAKE_SERVER", "slow,worker")
-    words = ["--e2e-cmd", bench.command(), "--out", str(bench.out), "--requests", "1x8+2"]
-    child = subprocess.Popen(
-        [*PROGRAM, "align", "dsa", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=bench.root,
-        env=environment(), start_new_session=True,
-    )  # fmt: skip
-    assert child.stderr is not None
-    try:
-        for line in child.stderr:
-            if "warm-up 1x8+2" in line:
-                break
-        until = time.monotonic() + 20
-        while not (bench.root / "requests").exists():  # the server is at work on it
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        assert any("time.sleep(120)" in line for line in marked(bench.mark))
+    with at_work(bench) as child:
         os.kill(child.pid, number)
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
-        child.wait()
-    ran = Ran(child.returncode, out, err)
-    assert ran.complaint() == "interrupted; everything that was started has been ended"
-    assert ran.code == EXIT_INTERRUPTED
-    assert marked(bench.mark) == []
+        assert_interrupted(child, bench)
+
+
+@pytest.mark.usefixtures("fake_nsys")
+def test_in_the_background_a_hangup_is_ignored_and_an_interrupt_heard(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "slow,worker")
+    with at_work(bench, background=True) as child:
+        os.kill(child.pid, signal.SIGHUP)
+        time.sleep(0.5)
+        assert child.poll() is None
+        os.kill(child.pid, signal.SIGINT)
+        assert_interrupted(child, bench)
 
 
 FRAMEWORK = """

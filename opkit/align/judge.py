@@ -1,43 +1,42 @@
 """From two traces to a verdict: the straight path, top to bottom.
 
-Steps and shapes of the engine (``shapes``) → its regions (``regions``, ``sequence``) → beside the
-mock's (``match``) → checks → phases → result.
+Steps, shapes and regions of the engine (``engine``, with ``shapes``, ``regions``, ``sequence``) →
+beside the mock's (``match``) → checks → phases → result.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import opkit
-from opkit.align import sequence
 from opkit.align.checks import Subject, run_checks
+from opkit.align.engine import (
+    Engine,
+    Search,
+    distance,
+    read_engine,
+    read_manifest,
+    refuse_graph_level,
+)
 from opkit.align.match import match_regions
 from opkit.align.policy import Policy
 from opkit.align.regions import (
     CaseRegions,
     Region,
     Sorted,
-    mark_layers,
     mock_regions,
-    nvtx_regions,
-    read_steps,
     silent_iterations,
     sort_regions,
 )
 from opkit.align.result import AlignResult, CaseMatch, Method, PhaseResult, SideSummary, worst
-from opkit.align.shapes import CaseSteps, case_steps, read_labels
 from opkit.errors import BadInput
-from opkit.layers.manifest import Manifest, manifest_from_json
-from opkit.layers.op import Case, LaunchMode, Op, Phase
-from opkit.nsys_parsers.trace import Trace, TraceFacts, open_trace
-
-# Steps of one shape that are read: enough for medians, and bounded however long the trace is.
-MAX_STEPS = 16
+from opkit.layers.manifest import Manifest
+from opkit.layers.op import Case, Op, Phase
+from opkit.nsys_parsers.trace import TraceFacts, open_trace
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,6 @@ class Question:
     method: Method | None = None
 
 
-@dataclass
-class _Engine:
-    """The engine's side, over all ranks."""
-
-    cases: dict[Case, list[CaseRegions]]
-    facts: list[TraceFacts]
-    manifest: Manifest | None
-    shapes: list[CaseSteps]
-    notes: list[str]
-    losses: dict[Phase, list[str]]
-
-
 def judge(question: Question) -> AlignResult:
     """Compare a mock's trace with the engine's and judge both phases.
 
@@ -84,9 +71,9 @@ def judge(question: Question) -> AlignResult:
         BadInput: a trace cannot be used, or holds nothing of the op.
     """
     with open_trace(question.mock) as trace:
-        _refuse_graph_level(trace.facts)
+        refuse_graph_level(trace.facts)
         mock_facts = trace.facts
-        mock_manifest = _manifest(trace.facts)
+        mock_manifest = read_manifest(trace.facts)
         regions = mock_regions(trace, question.op.name)
         silent = silent_iterations(trace, question.op.name)
     if question.strict is not None:
@@ -95,7 +82,16 @@ def judge(question: Question) -> AlignResult:
     backend = question.backend or (mock_manifest.backend if mock_manifest else "") or "vllm"
     if backend not in question.op.region:
         raise BadInput(f"op {question.op.name} has no region pattern for backend {backend!r}")
-    engine = _read_engine(question, backend, regions)
+    engine = read_engine(
+        question.e2e,
+        Search(
+            question.op,
+            backend,
+            regions,
+            question.method,
+            mock_manifest.tp_size if mock_manifest else 1,
+        ),
+    )
     phases = tuple(
         _judge_phase(question, phase, regions, silent, engine, mock_facts, mock_manifest)
         for phase in question.phases
@@ -110,142 +106,12 @@ def judge(question: Question) -> AlignResult:
     )
 
 
-def engine_shapes(paths: Sequence[Path]) -> list[tuple[CaseSteps, LaunchMode]]:
-    """The shapes that the engine really ran, and how: from its first trace, for the mock to run.
-
-    Raises:
-        BadInput: no labelled forward step, or none of a uniform shape.
-    """
-    with open_trace(paths[0]) as trace:
-        manifest = _manifest(trace.facts)
-        steps = read_labels(trace)
-        cases, notes = case_steps(steps, manifest.waves if manifest else ())
-        replayed = dict(
-            trace.rows(
-                "SELECT s.range_id, avg((k.graph_node IS NOT NULL)::INT) FROM step_of s "
-                "JOIN kernel k ON k.id = s.kernel_id GROUP BY 1"
-            )
-        )
-    if not cases:
-        raise BadInput(
-            f"{paths[0]}: no forward step with a readable label"
-            + ("; " + notes[0] if notes else ""),
-            "step labels need the engine's NVTX switches; `opkit align --dry-run` shows them",
-        )
-    shapes = []
-    for case in cases:
-        shares = [replayed.get(step, 0.0) for step in case.steps]
-        graph = sum(shares) / len(shares) > 0.5
-        shapes.append((case, LaunchMode.GRAPH if graph else LaunchMode.EAGER))
-    return shapes
-
-
-def _refuse_graph_level(facts: TraceFacts) -> None:
-    if "CUPTI_ACTIVITY_KIND_GRAPH_TRACE" in facts.tables:
-        raise BadInput(
-            f"{facts.path}: recorded with --cuda-graph-trace=graph: kernels inside CUDA graphs are "
-            "not in it",
-            "record again with --cuda-graph-trace=node",
-        )
-
-
-def _manifest(facts: TraceFacts) -> Manifest | None:
-    return manifest_from_json(facts.manifest, str(facts.path)) if facts.manifest else None
-
-
-def _read_engine(question: Question, backend: str, mock: list[Region]) -> _Engine:
-    engine = _Engine({}, [], None, [], [], {})
-    for path in question.e2e:
-        with open_trace(path) as trace:
-            _refuse_graph_level(trace.facts)
-            engine.facts.append(trace.facts)
-            engine.manifest = engine.manifest or _manifest(trace.facts)
-            _read_rank(question, backend, mock, trace, engine)
-    return engine
-
-
-def _read_rank(
-    question: Question, backend: str, mock: list[Region], trace: Trace, engine: _Engine
-) -> None:
-    """Find the op's regions in one rank's trace."""
-    pattern = question.op.region[backend]
-    own = _manifest(trace.facts)
-    labels = read_labels(trace)
-    cases, notes = case_steps(labels, own.waves if own else ())
-    engine.shapes += [case for case in cases if case not in engine.shapes]
-    engine.notes += notes
-    if not labels:
-        raise BadInput(
-            f"{trace.facts.path}: no forward step is labelled, so no shape can be read",
-            "run the engine with its NVTX switches; `opkit align --dry-run` shows them",
-        )
-    mark_layers(trace, pattern)
-    chosen = {case.case: _spread(case.steps) for case in cases}
-    steps = read_steps(trace, [step for ids in chosen.values() for step in ids])
-    learned = sequence.learn(list(steps.values()))
-    for case in cases:
-        case_of = CaseSteps(case.case, chosen[case.case], case.past_range)
-        found = None
-        if question.method is not Method.SEQUENCE:
-            found = nvtx_regions(case_of, steps)
-        if found is None:
-            peer = _nearest_mock(case.case, mock)
-            if peer:
-                found = sequence.sequence_regions(
-                    case_of, steps, peer[0].launches, learned, pattern
-                )
-        if found is not None and found.method is Method.SEQUENCE:
-            _count_layers(found, case.case, len(learned.layers), engine)
-        if found is not None:
-            engine.cases.setdefault(case.case, []).append(found)
-
-
-def _count_layers(found: CaseRegions, case: Case, layers: int, engine: _Engine) -> None:
-    """By sequence every layer but the first (no border on its left) must be found in every step."""
-    if not layers:
-        engine.notes.append("no module range shows how many layers the model has")
-        return
-    engine.notes.append("by sequence the first layer is left out: it has no border on its left")
-    per_step = len(found.regions) / max(1, len(found.steps.steps))
-    if per_step < layers - 1:
-        engine.losses.setdefault(case.phase, []).append(
-            f"{case.label()}: {per_step:g} of {layers} layers found by sequence"
-        )
-
-
-def _spread(ids: tuple[int, ...]) -> tuple[int, ...]:
-    """At most ``MAX_STEPS`` ids, evenly over the window."""
-    if len(ids) <= MAX_STEPS:
-        return ids
-    return tuple(ids[i * len(ids) // MAX_STEPS] for i in range(MAX_STEPS))
-
-
-def _nearest_mock(case: Case, mock: list[Region]) -> list[Region]:
-    """The mock's regions of the case nearest in shape within the phase; most frequent sequence
-    only."""
-    cases = {r.case for r in mock if r.case.phase is case.phase and r.variant == "mock"}
-    if not cases:
-        return []
-    nearest = min(cases, key=lambda c: _distance(c, case))
-    own = [r for r in mock if r.case == nearest and r.variant == "mock"]
-    return list(sort_regions(own).modal)
-
-
-def _distance(a: Case, b: Case) -> tuple[float, float, float]:
-    """Ratio of batches first, then of new tokens, then difference of cached tokens."""
-    return (
-        max(a.batch, b.batch) / min(a.batch, b.batch),
-        max(a.tokens, b.tokens) / min(a.tokens, b.tokens),
-        abs(a.past - b.past),
-    )
-
-
 def _judge_phase(
     question: Question,
     phase: Phase,
     mock: list[Region],
     silent: dict[Case, int],
-    engine: _Engine,
+    engine: Engine,
     mock_facts: TraceFacts,
     manifest: Manifest | None,
 ) -> PhaseResult:
@@ -309,10 +175,10 @@ def _pair_cases(mock: list[Case], e2e: list[Case]) -> tuple[list[tuple[Case, Cas
     pairs: list[tuple[Case, Case]] = []
     free = list(e2e)
     # Exact shapes first, so that a wrong shape cannot take the partner of a right one.
-    for case in sorted(mock, key=lambda c: min((_distance(c, o) for o in e2e), default=(0, 0, 0))):
+    for case in sorted(mock, key=lambda c: min((distance(c, o) for o in e2e), default=(0, 0, 0))):
         if not e2e:
             break
-        partner = min(free or e2e, key=lambda other: _distance(case, other))
+        partner = min(free or e2e, key=lambda other: distance(case, other))
         pairs.append((case, partner))
         if partner in free:
             free.remove(partner)
@@ -368,7 +234,7 @@ def _losses(facts: TraceFacts, side: str) -> list[str]:
 
 
 def _provenance(
-    question: Question, mock_facts: TraceFacts, mock: Manifest | None, engine: _Engine
+    question: Question, mock_facts: TraceFacts, mock: Manifest | None, engine: Engine
 ) -> dict[str, Any]:
     e2e = engine.manifest
     gpus = [gpu for facts in (mock_facts, *engine.facts) for gpu in facts.gpus]

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from opkit.align.judge import Question, engine_shapes, judge
+from opkit.align.engine import engine_shapes
+from opkit.align.judge import Question, judge
 from opkit.align.policy import Policy
 from opkit.align.profile.e2e import E2EPlan, E2ERequest, plan_e2e, run_e2e
 from opkit.align.profile.mock import MockRequest, plan_mock, run_mock

@@ -14,7 +14,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from opkit.align.judge import Question, _read_engine
+from opkit.align.engine import Search, read_engine
+from opkit.align.judge import Question
 from opkit.align.regions import Launch, Region, mock_regions
 from opkit.layers.dsa import DSA
 from opkit.layers.op import Case
@@ -82,7 +83,7 @@ def read_pair(mock: Path, e2e: Path, folder: Path) -> Pair:
         files.append(plain)
     with open_trace(files[0]) as trace:
         found = mock_regions(trace, "dsa")
-    engine = _read_engine(Question(DSA, files[0], (files[1],)), "vllm", found)
+    engine = read_engine((files[1],), Search(DSA, "vllm", found))
     e2e_found = [r for parts in engine.cases.values() for part in parts for r in part.regions]
     return Pair(Side(files[0], _by_case(found)), Side(files[1], _by_case(e2e_found)))
 

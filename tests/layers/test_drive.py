@@ -38,10 +38,10 @@ class Recorder:
             current_device=lambda: 0,
             get_device_properties=lambda _: SimpleNamespace(L2_cache_size=50),
         )
-        self.uint8 = "uint8"
+        self.float32 = "float32"
 
-    def empty(self, size: int, **_: str) -> SimpleNamespace:
-        return SimpleNamespace(zero_=lambda: self.events.append(f"evict {size}"))
+    def zeros(self, elements: int, **_: str) -> SimpleNamespace:
+        return SimpleNamespace(sum=lambda: self.events.append(f"evict {4 * elements} bytes"))
 
     def prepare(self, planned: PlannedCase) -> Callable[[], None]:
         self.events.append(f"prepare {planned.case.label()}")
@@ -91,7 +91,7 @@ def test_l2_is_evicted_before_each_iteration_and_outside_its_range(
 ) -> None:
     drive.drive(plan)
     pushes = [i for i, text in enumerate(recorder.events) if parse_mock_range(text)]
-    assert {recorder.events[i - 1] for i in pushes} == {"evict 100"}  # twice the cache
+    assert {recorder.events[i - 1] for i in pushes} == {"evict 100 bytes"}  # twice the cache
 
 
 def test_a_warm_l2_is_left_alone(plan: Plan, recorder: Recorder) -> None:

@@ -293,24 +293,29 @@ def launched(
         nsys: the nsys program and ``sessions`` its sessions to shut down.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, and also SIGTERM and SIGHUP, which would otherwise end opkit at
-            once and leave the server running.
+        KeyboardInterrupt: Ctrl-C, also while the launch is being ended, and SIGTERM and SIGHUP,
+            which would otherwise end opkit at once and leave the server running.
         ToolMissing, RunFailed: see :meth:`Launch.start`.
     """
     launch = Launch(command, log, nsys, sessions)
     seconds = grace if grace is not None else Grace()
-    with _signals(_interrupt, signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a shell's background job ignores it, and so would all that is started here.
+    with _signals(_interrupt, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         graceful = False
+        impatient: list[str] = []
         try:
             yield launch.start()
             graceful = True
         finally:
 
             def patience(number: int, _frame: FrameType | None) -> None:
-                progress(f"{signal.Signals(number).name}: ending what was started, please wait")
+                impatient.append(signal.Signals(number).name)
+                progress(f"{impatient[-1]}: ending what was started, please wait")
 
             with _signals(patience, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 launch.end(graceful, seconds, progress)
+        if impatient:
+            raise KeyboardInterrupt(impatient[0])
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
@@ -325,7 +330,9 @@ def _signals(
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers}
+    # Whoever ignores SIGHUP means it (nohup).
+    mine = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in mine}
     try:
         yield
     finally:

@@ -237,6 +237,22 @@ def test_interrupted_in_the_middle_leaves_nothing(
     assert marked(bench.mark) == []
 
 
+@pytest.mark.usefixtures("fake_nsys")
+def test_interrupted_while_the_server_is_ended_goes_no_further(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "stubborn")
+    grace = replace(FAST, interrupt_s=0.3, terminate_s=0.3)
+
+    def impatient(line: str) -> None:
+        if line.startswith("ended with SIGKILL"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        run_e2e(plan_e2e(request_for(bench)), impatient, grace)
+    assert marked(bench.mark) == []
+
+
 @pytest.mark.usefixtures("either_nsys")
 def test_program_is_recorded_whole(bench: Bench) -> None:
     program = bench.root / "run model.py"

@@ -1,0 +1,51 @@
+"""The checks: one function a rule, each over all matched cases of one phase.
+
+Rules and thresholds are in ``docs/checks.md``. A check returns what it found even when it passes: a
+verdict without numbers convinces nobody. Nothing here reads a trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from opkit.align import causes
+from opkit.align.checks.evidence import evidence
+from opkit.align.checks.identity import counts, launch, missing_extra, names
+from opkit.align.checks.subject import Subject
+from opkit.align.checks.timing import data, latency, strict
+from opkit.align.result import CheckResult, Outcome
+
+__all__ = ["Subject", "run_checks"]
+
+
+def run_checks(subject: Subject) -> tuple[CheckResult, ...]:
+    """All checks, in the order in which a reader wants them."""
+    if not subject.cases:  # nothing to compare: one sentence why, no empty rules
+        return (evidence(subject),)
+    # Another shape or launch mode explains most of what follows it.
+    checks: list[Callable[[Subject], CheckResult]] = [
+        evidence,
+        launch,
+        names,
+        counts,
+        missing_extra,
+        latency,
+        data,
+    ]
+    if subject.strict is not None:
+        checks.append(strict)
+    return _explained_by_shape(tuple(check(subject) for check in checks))
+
+
+def _explained_by_shape(results: tuple[CheckResult, ...]) -> tuple[CheckResult, ...]:
+    """Where another shape ran, what else differs is its consequence, and is said to be."""
+    if not any(r.cause == causes.OTHER_SHAPE.cause for r in results):
+        return results
+    follows = causes.FOLLOWS_SHAPE
+    return tuple(
+        replace(r, cause=follows.cause, next_step=follows.next_step)
+        if r.outcome is Outcome.FAIL and r.check != "launch" and r.cause != causes.DEGENERATE.cause
+        else r
+        for r in results
+    )

@@ -1,0 +1,45 @@
+"""Is there enough to judge at all."""
+
+from __future__ import annotations
+
+from opkit.align import causes
+from opkit.align.checks.subject import Subject, result
+from opkit.align.result import CheckResult, Outcome
+
+
+def evidence(subject: Subject) -> CheckResult:
+    """Enough was recorded to judge at all; otherwise inconclusive, never pass."""
+    policy = subject.policy
+    problems = list(subject.losses)
+    for match in subject.cases:
+        where = match.e2e.case.label()
+        if match.attributed < policy.min_attributed:
+            problems.append(
+                f"{where}: {match.attributed:.1%} of the step's kernels are linked to a launch, "
+                f"{policy.min_attributed:.0%} needed"
+            )
+        for side, summary in (("mock", match.mock), ("E2E", match.e2e)):
+            if summary.regions < policy.min_regions:
+                problems.append(
+                    f"{where}: {summary.regions} {side} region(s), {policy.min_regions} needed"
+                )
+            if summary.odd_regions > policy.max_odd_share * summary.regions:
+                problems.append(
+                    f"{where}: {summary.odd_regions} of {summary.regions} {side} regions launch "
+                    "another kernel sequence than the rest"
+                )
+    least = min((m.attributed for m in subject.cases), default=0.0)
+    regions = sum(m.e2e.regions for m in subject.cases)
+    advice = causes.Advice(
+        "the record is incomplete or the engine's regions differ among themselves",
+        "record again (longer window, fewer other traces on); see the cases named",
+    )
+    wrong = sum(m.e2e.misreported + m.mock.misreported for m in subject.cases)
+    aside = f"; {wrong} regions set aside: nsys calls a graph's kernel a copy" if wrong else ""
+    good = (
+        f"{regions} E2E regions, at least {least:.1%} of their steps' kernels linked to launches"
+        f"{aside}"
+    )
+    if not subject.cases:
+        problems.append("no case was found on both sides")
+    return result("evidence", problems, good, (), advice, Outcome.INCONCLUSIVE)

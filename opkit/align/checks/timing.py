@@ -1,0 +1,166 @@
+"""Do they take the same time: latency, operand data and clock, and the strict variant."""
+
+from __future__ import annotations
+
+import re
+import statistics
+
+from opkit.align import causes
+from opkit.align.checks.subject import NAMED, Subject, all_pairs, grouped, microseconds, result
+from opkit.align.policy import HARD_CEILING, Policy
+from opkit.align.result import CaseMatch, CheckResult, KernelPair, Level, Outcome
+from opkit.layers.manifest import Operand
+from opkit.layers.op import Op
+
+
+def _tolerance(pair: KernelPair, policy: Policy) -> float:
+    """Allowed difference of two medians in ns: relative, widened by spread, never below the
+    floor."""
+    assert pair.mock is not None
+    assert pair.e2e is not None
+    spread = policy.kernel_spread * (pair.mock.mad_ns + pair.e2e.mad_ns)
+    return max(policy.kernel_latency * pair.e2e.median_ns, spread, policy.kernel_floor_us * 1000)
+
+
+def _deviates(pair: KernelPair, policy: Policy) -> bool:
+    if pair.mock is None or pair.e2e is None:
+        return False
+    difference = abs(pair.mock.median_ns - pair.e2e.median_ns)
+    if pair.key and difference > _tolerance(pair, policy):
+        return True
+    ratio = max(pair.mock.median_ns, 1) / max(pair.e2e.median_ns, 1)
+    return (
+        max(ratio, 1 / ratio) > policy.odd_kernel_ratio
+        and difference > policy.odd_kernel_floor_us * 1000
+    )
+
+
+def _ratio_text(pair: KernelPair) -> str:
+    assert pair.mock is not None
+    assert pair.e2e is not None
+    return (
+        f"{pair.name}: mock {microseconds(pair.mock.median_ns)}, "
+        f"E2E {microseconds(pair.e2e.median_ns)} ({pair.ratio:.2f}×)"
+    )
+
+
+def latency(subject: Subject) -> CheckResult:
+    """GPU time per forward within tolerance, and each kernel within what its own spread allows."""
+    policy = subject.policy
+    problems, kernels = [], []
+    ratios = []
+    for match in subject.cases:
+        ratio = match.mock.gpu_ns / max(1, match.e2e.gpu_ns)
+        ratios.append(ratio)
+        if abs(ratio - 1) > policy.latency or not 1 / HARD_CEILING < ratio < HARD_CEILING:
+            problems.append(
+                f"{match.e2e.case.label()}: GPU time per forward "
+                f"{microseconds(match.mock.gpu_ns)} in the mock, "
+                f"{microseconds(match.e2e.gpu_ns)} in E2E ({ratio:.3f}×)"
+            )
+        for pair in match.pairs:
+            if pair.level in NAMED and _deviates(pair, policy):
+                problems.append(f"{match.e2e.case.label()}: {_ratio_text(pair)}")
+                kernels.append(pair.name)
+    good = f"GPU time per forward mock/E2E {min(ratios):.3f} to {max(ratios):.3f}"
+    return result("latency", problems, good, kernels, causes.SLOW_SIDE)
+
+
+def data(subject: Subject) -> CheckResult:
+    """Times of equal kernels agree; if not, says whether data or clock; operands are not
+    degenerate."""
+    policy = subject.policy
+    if subject.operands is None and policy.require_operands:
+        return CheckResult(
+            "data",
+            Outcome.INCONCLUSIVE,
+            "the mock's trace does not say what its operands were",
+            cause="no manifest in the mock's trace",
+            next_step="make the mock's trace with `opkit align`, or set require_operands = false",
+        )
+    degenerate = [text for o in subject.operands or () if (text := _degenerate(o, policy))]
+    if degenerate:
+        return result("data", degenerate, "", (), causes.DEGENERATE)
+    scaled = [text for match in subject.cases if (text := _all_heavy_scale(match, policy))]
+    if scaled:
+        return result("data", scaled, "", (), causes.OPERAND_DATA)
+    rows = [
+        (m, p)
+        for m, p in all_pairs(subject)
+        if p.key
+        and p.level is Level.SAME
+        and p.mock
+        and p.e2e
+        and p.mock.grid == p.e2e.grid
+        and _deviates(p, policy)
+    ]
+    known = [p for _, p in rows if _is_data_dependent(subject.op, p)]
+    good = (
+        f"{len(subject.operands or ())} operands sampled, none degenerate; equal kernels take "
+        "equal time"
+    )
+    advice = causes.DATA_DEPENDENT if known or rows else None
+    return result("data", grouped(rows, _ratio_text), good, (p.name for _, p in rows), advice)
+
+
+def _is_data_dependent(op: Op, pair: KernelPair) -> bool:
+    side = pair.e2e or pair.mock
+    return side is not None and any(re.search(p, side.name) for p in op.data_dependent)
+
+
+def _degenerate(operand: Operand, policy: Policy) -> str:
+    shown = f"{operand.name} {list(operand.shape)} {operand.dtype}"
+    if operand.zeros > policy.max_zeros:
+        return f"{shown}: {operand.zeros:.0%} zeros"
+    if operand.equal_rows > policy.max_equal_rows:
+        return f"{shown}: {operand.equal_rows:.0%} of the sampled rows are equal"
+    if operand.distinct < policy.min_distinct:
+        return f"{shown}: {operand.distinct:.2%} distinct values"
+    return ""
+
+
+def _all_heavy_scale(match: CaseMatch, policy: Policy) -> str:
+    """A sentence when every heavy kernel of equal name and grid differs the same way, else
+    empty."""
+    ratios = [
+        p.ratio
+        for p in match.pairs
+        if p.level is Level.SAME
+        and p.ratio is not None
+        and p.share >= policy.heavy_share
+        and p.mock
+        and p.e2e
+        and p.mock.grid == p.e2e.grid
+        and p.e2e.median_ns > 10 * policy.kernel_floor_us * 1000
+    ]
+    if len(ratios) < 3:
+        return ""
+    middle = statistics.median(ratios)
+    alike = all((r > 1) == (middle > 1) for r in ratios)
+    if not alike or abs(middle - 1) <= policy.heavy_scale:
+        return ""
+    return (
+        f"{match.e2e.case.label()}: all {len(ratios)} heavy kernels take {middle:.2f}× E2E's time "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def strict(subject: Subject) -> CheckResult:
+    """The module of the engine's own decoder layer against the mock: GPU time within the policy's
+    share."""
+    found = subject.strict or {}
+    limit = subject.policy.strict
+    problems = [
+        f"{case}: decoder layer's module takes {ratio:.4f}× the mock's GPU time"
+        for case, ratio in found.items()
+        if abs(ratio - 1) > limit
+    ]
+    if not found:
+        return CheckResult(
+            "strict",
+            Outcome.INCONCLUSIVE,
+            "no strict regions in the mock's trace",
+            next_step="run the mock with --strict",
+        )
+    good = f"within {limit:.0%} in {len(found)} cases"
+    return result("strict", problems, good, (), causes.OTHER_KERNEL)

@@ -1,0 +1,218 @@
+"""The engine's side of an alignment: its shapes, and the op's regions in each of its traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from opkit.align import sequence
+from opkit.align.regions import (
+    CaseRegions,
+    Region,
+    mark_layers,
+    nvtx_regions,
+    read_steps,
+    sort_regions,
+)
+from opkit.align.result import Method
+from opkit.align.shapes import CaseSteps, case_steps, read_labels
+from opkit.errors import BadInput
+from opkit.layers.manifest import Manifest, manifest_from_json
+from opkit.layers.op import Case, LaunchMode, Op, Phase
+from opkit.nsys_parsers.trace import Trace, TraceFacts, open_trace
+
+# Steps of one shape that are read: enough for medians, and bounded however long the trace is.
+MAX_STEPS = 16
+COMMUNICATION = "nccl"  # the family of collectives, whoever's they are
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is looked for in the engine's traces.
+
+    Attributes:
+        op: the op.
+        backend: whose region pattern applies.
+        mock: the mock's regions: the sequence to find where no module range reaches.
+        method: force one way of finding regions; None takes the best that applies.
+        tp_size: ranks that the mock stands for one of; above 1 collectives are no part of the op.
+    """
+
+    op: Op
+    backend: str
+    mock: Sequence[Region]
+    method: Method | None = None
+    tp_size: int = 1
+
+
+@dataclass
+class Engine:
+    """The engine's side, over all ranks.
+
+    Attributes:
+        cases: what was found of each shape, one entry a rank.
+        shapes: every shape that ran, found or not.
+        facts: of each trace.
+        manifest: of the first trace that has one.
+        notes: what the reader should know.
+        losses: per phase, what makes the evidence incomplete.
+    """
+
+    cases: dict[Case, list[CaseRegions]] = field(default_factory=dict)
+    shapes: list[CaseSteps] = field(default_factory=list)
+    facts: list[TraceFacts] = field(default_factory=list)
+    manifest: Manifest | None = None
+    notes: list[str] = field(default_factory=list)
+    losses: dict[Phase, list[str]] = field(default_factory=dict)
+
+
+def engine_shapes(paths: Sequence[Path]) -> list[tuple[CaseSteps, LaunchMode]]:
+    """The shapes that the engine really ran, and how: from its first trace, for the mock to run.
+
+    Raises:
+        BadInput: no labelled forward step, or none of a uniform shape.
+    """
+    with open_trace(paths[0]) as trace:
+        manifest = read_manifest(trace.facts)
+        steps = read_labels(trace)
+        cases, notes = case_steps(steps, manifest.waves if manifest else ())
+        replayed = dict(
+            trace.rows(
+                "SELECT s.range_id, avg((k.graph_node IS NOT NULL)::INT) FROM step_of s "
+                "JOIN kernel k ON k.id = s.kernel_id GROUP BY 1"
+            )
+        )
+    if not cases:
+        raise BadInput(
+            f"{paths[0]}: no forward step with a readable label"
+            + ("; " + notes[0] if notes else ""),
+            "step labels need the engine's NVTX switches; `opkit align --dry-run` shows them",
+        )
+    shapes = []
+    for case in cases:
+        shares = [replayed.get(step, 0.0) for step in case.steps]
+        graph = sum(shares) / len(shares) > 0.5
+        shapes.append((case, LaunchMode.GRAPH if graph else LaunchMode.EAGER))
+    return shapes
+
+
+def read_engine(paths: Sequence[Path], search: Search) -> Engine:
+    """Find the op's regions in every trace.
+
+    Args:
+        paths: the engine's traces, one per rank.
+        search: what to look for.
+
+    Raises:
+        BadInput: a trace cannot be used, or has no labelled forward step.
+    """
+    engine = Engine()
+    for path in paths:
+        with open_trace(path) as trace:
+            refuse_graph_level(trace.facts)
+            engine.facts.append(trace.facts)
+            engine.manifest = engine.manifest or read_manifest(trace.facts)
+            _read_rank(search, trace, engine)
+    return engine
+
+
+def _read_rank(search: Search, trace: Trace, engine: Engine) -> None:
+    pattern = search.op.region[search.backend]
+    own = read_manifest(trace.facts)
+    labels = read_labels(trace)
+    if not labels:
+        raise BadInput(
+            f"{trace.facts.path}: no forward step is labelled, so no shape can be read",
+            "run the engine with its NVTX switches; `opkit align --dry-run` shows them",
+        )
+    cases, notes = case_steps(labels, own.waves if own else ())
+    engine.shapes += [case for case in cases if case not in engine.shapes]
+    engine.notes += notes
+    mark_layers(trace, pattern)
+    chosen = {case.case: _spread(case.steps) for case in cases}
+    steps = read_steps(trace, [step for ids in chosen.values() for step in ids])
+    learned = sequence.learn(list(steps.values()))
+    for case in cases:
+        limited = replace(case, steps=chosen[case.case])
+        found = None
+        if search.method is not Method.SEQUENCE:
+            found = nvtx_regions(limited, steps)
+        if found is None and (peer := _nearest_mock(case.case, search.mock)):
+            found = sequence.sequence_regions(limited, steps, peer[0].launches, learned, pattern)
+            if found is not None:
+                _count_layers(found, case.case, len(learned.layers), engine)
+        if found is not None:
+            if search.tp_size > 1:
+                found = _without_communication(found, engine)
+            engine.cases.setdefault(case.case, []).append(found)
+
+
+def _without_communication(found: CaseRegions, engine: Engine) -> CaseRegions:
+    """The same without collectives: a mock of one rank has nobody to talk to."""
+    regions = tuple(
+        replace(r, launches=tuple(x for x in r.launches if x.name.family != COMMUNICATION))
+        for r in found.regions
+    )
+    left = {
+        launch.name.short
+        for region in found.regions
+        for launch in region.launches
+        if launch.name.family == COMMUNICATION
+    }
+    if left:
+        engine.notes.append(f"communication left out of the engine's regions: {', '.join(left)}")
+    return replace(found, regions=regions)
+
+
+def _count_layers(found: CaseRegions, case: Case, layers: int, engine: Engine) -> None:
+    """By sequence every layer but the first (no border on its left) must be found in every step."""
+    if not layers:
+        engine.notes.append("no module range shows how many layers the model has")
+        return
+    engine.notes.append("by sequence the first layer is left out: it has no border on its left")
+    per_step = len(found.regions) / max(1, len(found.steps.steps))
+    if per_step < layers - 1:
+        engine.losses.setdefault(case.phase, []).append(
+            f"{case.label()}: {per_step:g} of {layers} layers found by sequence"
+        )
+
+
+def _spread(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """At most ``MAX_STEPS`` ids, evenly over the window."""
+    if len(ids) <= MAX_STEPS:
+        return ids
+    return tuple(ids[i * len(ids) // MAX_STEPS] for i in range(MAX_STEPS))
+
+
+def _nearest_mock(case: Case, mock: Sequence[Region]) -> list[Region]:
+    """The mock's regions of the case nearest in shape within the phase; most frequent sequence
+    only."""
+    cases = {r.case for r in mock if r.case.phase is case.phase and r.variant == "mock"}
+    if not cases:
+        return []
+    nearest = min(cases, key=lambda c: distance(c, case))
+    own = [r for r in mock if r.case == nearest and r.variant == "mock"]
+    return list(sort_regions(own).modal)
+
+
+def distance(a: Case, b: Case) -> tuple[float, float, float]:
+    """Ratio of batches first, then of new tokens, then difference of cached tokens."""
+    return (
+        max(a.batch, b.batch) / min(a.batch, b.batch),
+        max(a.tokens, b.tokens) / min(a.tokens, b.tokens),
+        abs(a.past - b.past),
+    )
+
+
+def refuse_graph_level(facts: TraceFacts) -> None:
+    if "CUPTI_ACTIVITY_KIND_GRAPH_TRACE" in facts.tables:
+        raise BadInput(
+            f"{facts.path}: recorded with --cuda-graph-trace=graph: kernels inside CUDA graphs are "
+            "not in it",
+            "record again with --cuda-graph-trace=node",
+        )
+
+
+def read_manifest(facts: TraceFacts) -> Manifest | None:
+    return manifest_from_json(facts.manifest, str(facts.path)) if facts.manifest else None
