@@ -115,7 +115,7 @@ def _header(result: AlignResult, width: int) -> Panel:
         ("model", _model(known)),
         ("dtypes", _pairs(known.get("dtypes"))),
         ("traces", _files(known.get("files"))),
-        ("recorded", known.get("created")),
+        ("judged", known.get("created")),
     ):
         if value:
             facts.add_row(name, Text(str(value)))

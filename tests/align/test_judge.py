@@ -10,7 +10,8 @@ import pytest
 from gpu_export import Export
 from made_pair import CASES, CONTEXT, GENERATION, OPERAND, engine, mock
 
-from opkit.align.judge import Question, engine_shapes, judge
+from opkit.align.engine import engine_shapes
+from opkit.align.judge import Question, judge
 from opkit.align.policy import Policy
 from opkit.align.result import AlignResult, Method, Outcome
 from opkit.errors import BadInput

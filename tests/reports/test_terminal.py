@@ -22,7 +22,7 @@ WIDE = """
 │ model     DeepseekV32ForCausalLM · 4 layers · 128 heads · tp 1                                   │
 │ dtypes    weights bfloat16 · kv_cache bfloat16 · indexer_cache fp8                               │
 │ traces    mock.sqlite (1f3a9c20) · e2e.sqlite (9c2e77d1)                                         │
-│ recorded  2026-11-21T10:30:00+00:00                                                              │
+│ judged    2026-11-21T10:30:00+00:00                                                              │
 ╰───────────────────────────────────────────────────────────────────────────────────────  ✗ fail  ─╯
 
 context  ✗ fail ────────────────────────────────────────────────────────────────────────────────────
@@ -90,7 +90,7 @@ NARROW = """
 │ dtypes    weights bfloat16 · kv_cache bfloat16 ·         │
 │           indexer_cache fp8                              │
 │ traces    mock.sqlite (1f3a9c20) · e2e.sqlite (9c2e77d1) │
-│ recorded  2026-11-21T10:30:00+00:00                      │
+│ judged    2026-11-21T10:30:00+00:00                      │
 ╰───────────────────────────────────────────────  ✗ fail  ─╯
 
 context  ✗ fail ────────────────────────────────────────────
