@@ -168,7 +168,22 @@ def _as_sqlite(path: Path, scratch: Path) -> Path:
             f"{path}: not an SQLite file",
             "give a .sqlite made by `nsys export --type sqlite`, or the .nsys-rep itself",
         )
+    _refuse_truncated(path, path_to_check)
     return path_to_check
+
+
+def _refuse_truncated(path: Path, source: Path) -> None:
+    """Compare the file with the size its header states (SQLite file format, bytes 16 to 31)."""
+    with source.open("rb") as file:
+        header = file.read(32)
+    page = int.from_bytes(header[16:18], "big")
+    pages = int.from_bytes(header[28:32], "big")
+    size = source.stat().st_size
+    if len(header) < 32 or size < (65536 if page == 1 else page) * pages:
+        raise BadInput(
+            f"{path}: the SQLite file is truncated ({size:,} bytes)",
+            "export the report again; a full disk or an interrupted copy looks like this",
+        )
 
 
 @contextlib.contextmanager

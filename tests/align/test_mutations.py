@@ -34,6 +34,10 @@ PLACES: dict[str, Edit] = {
 INDEX = st.integers(min_value=0, max_value=2**20)
 EITHER = st.sampled_from(["mock", "e2e"])
 
+# A fill of 0.7 µs in the mock takes 1.2 µs in the engine, behind other work: three times as long
+# is then within what the true pair differs by.
+SHORTEST_STRETCHED_NS = 1_000
+
 few = settings(
     max_examples=EXAMPLES,
     derandomize=True,
@@ -94,6 +98,7 @@ def test_one_place_of_the_sequence_in_every_region(
     pair: Pair, what: str, side: str, case: int, at: int, tmp_path: Path
 ) -> None:
     chosen = place(getattr(pair, side), case, at)
+    assume(what != "stretch" or chosen[0].end - chosen[0].start >= SHORTEST_STRETCHED_NS)
     with edited(getattr(pair, side), tmp_path / "spoiled.sqlite") as db:
         PLACES[what](db, chosen)
     result = verdict(f"{what}, every region", pair, side, tmp_path / "spoiled.sqlite")
