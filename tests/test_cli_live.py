@@ -214,11 +214,15 @@ def at_work(bench: Bench, background: bool = False) -> Iterator[subprocess.Popen
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
+    def listening() -> None:  # whatever the tests themselves were started as
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     words = ["--e2e-cmd", bench.command(), "--out", str(bench.out), "--requests", "1x8+2"]
     child = subprocess.Popen(
         [*PROGRAM, "align", "dsa", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=bench.root,
-        env=environment(), start_new_session=True, preexec_fn=deaf if background else None,
+        env=environment(), start_new_session=True, preexec_fn=deaf if background else listening,
     )  # fmt: skip
     try:
         until = time.monotonic() + 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,8 +226,6 @@ def test_an_engine_without_labels_is_refused(tmp_path: Path) -> None:
 def test_graph_level_traces_are_refused(side: str, e2e: Path, tmp_path: Path) -> None:
     made = {"mock": mock(), "e2e": engine()}
     path = made[side].write(tmp_path / "whole.sqlite")
-    import sqlite3
-
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE (start INTEGER)")
     other = mock().write(tmp_path / "mock.sqlite")
