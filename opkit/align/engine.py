@@ -10,6 +10,7 @@ from opkit.align import sequence
 from opkit.align.regions import (
     CaseRegions,
     Region,
+    StepKernels,
     mark_layers,
     nvtx_regions,
     read_steps,
@@ -57,6 +58,8 @@ class Engine:
         manifest: of the first trace that has one.
         notes: what the reader should know.
         losses: per phase, what makes the evidence incomplete.
+        not_found: shapes that a rank ran without the op being found: file name and shape.
+        ran: the phases that each rank ran: file name and phases.
     """
 
     cases: dict[Case, list[CaseRegions]] = field(default_factory=dict)
@@ -65,6 +68,8 @@ class Engine:
     manifest: Manifest | None = None
     notes: list[str] = field(default_factory=list)
     losses: dict[Phase, list[str]] = field(default_factory=dict)
+    not_found: list[tuple[str, Case]] = field(default_factory=list)
+    ran: list[tuple[str, frozenset[Phase]]] = field(default_factory=list)
 
 
 def engine_shapes(paths: Sequence[Path]) -> list[tuple[CaseSteps, LaunchMode]]:
@@ -114,7 +119,23 @@ def read_engine(paths: Sequence[Path], search: Search) -> Engine:
             engine.facts.append(trace.facts)
             engine.manifest = engine.manifest or read_manifest(trace.facts)
             _read_rank(search, trace, engine)
+    _compare_ranks(engine)
     return engine
+
+
+def _compare_ranks(engine: Engine) -> None:
+    """What one rank shows and another does not is missing there, and makes the evidence thin."""
+    for name, case in engine.not_found:
+        if case in engine.cases:  # else it is missing everywhere, which the judge says
+            engine.losses.setdefault(case.phase, []).append(
+                f"{name}: the op was not found in steps of {case.label()}"
+            )
+    for phase in {phase for _, phases in engine.ran for phase in phases}:
+        engine.losses.setdefault(phase, []).extend(
+            f"{name}: no step of this phase, but other ranks have some"
+            for name, phases in engine.ran
+            if phase not in phases
+        )
 
 
 def _read_rank(search: Search, trace: Trace, engine: Engine) -> None:
@@ -129,6 +150,8 @@ def _read_rank(search: Search, trace: Trace, engine: Engine) -> None:
     cases, notes = case_steps(labels, own.waves if own else ())
     engine.shapes += [case for case in cases if case not in engine.shapes]
     engine.notes += notes
+    name = trace.facts.path.name
+    engine.ran.append((name, frozenset(case.case.phase for case in cases)))
     mark_layers(trace, pattern)
     chosen = {case.case: _spread(case.steps) for case in cases}
     steps = read_steps(trace, [step for ids in chosen.values() for step in ids])
@@ -138,18 +161,40 @@ def _read_rank(search: Search, trace: Trace, engine: Engine) -> None:
         found = None
         if search.method is not Method.SEQUENCE:
             found = nvtx_regions(limited, steps)
-        if found is None and (peer := _nearest_mock(case.case, search.mock)):
+        if found is not None:
+            _count_marked(limited, steps, learned.layers, engine)
+        elif peer := _nearest_mock(case.case, search.mock):
             found = sequence.sequence_regions(limited, steps, peer[0].launches, learned, pattern)
             if found is not None:
                 _count_layers(found, case.case, len(learned.layers), engine)
+        if found is not None and search.tp_size > 1:
+            found = _without_communication(found, engine)
         if found is not None:
-            if search.tp_size > 1:
-                found = _without_communication(found, engine)
             engine.cases.setdefault(case.case, []).append(found)
+        else:
+            engine.not_found.append((name, case.case))
 
 
-def _without_communication(found: CaseRegions, engine: Engine) -> CaseRegions:
-    """The same without collectives: a mock of one rank has nobody to talk to."""
+def _count_marked(
+    case: CaseSteps, steps: dict[int, StepKernels], layers: frozenset[int], engine: Engine
+) -> None:
+    """By module ranges every layer must be found in every step in which any is found."""
+    short = 0
+    for step in (steps[i] for i in case.steps if i in steps):
+        marked = {layer for layer in step.layers if layer is not None}
+        short += bool(marked) and marked != layers
+    if short:
+        engine.losses.setdefault(case.case.phase, []).append(
+            f"E2E: {short} of {len(case.steps)} steps of {case.case.label()} lack some of the "
+            f"{len(layers)} layers"
+        )
+
+
+def _without_communication(found: CaseRegions, engine: Engine) -> CaseRegions | None:
+    """The same without collectives: a mock of one rank has nobody to talk to.
+
+    None when nothing else was found.
+    """
     regions = tuple(
         replace(r, launches=tuple(x for x in r.launches if x.name.family != COMMUNICATION))
         for r in found.regions
@@ -162,7 +207,8 @@ def _without_communication(found: CaseRegions, engine: Engine) -> CaseRegions:
     }
     if left:
         engine.notes.append(f"communication left out of the engine's regions: {', '.join(left)}")
-    return replace(found, regions=regions)
+    regions = tuple(region for region in regions if region.launches)
+    return replace(found, regions=regions) if regions else None
 
 
 def _count_layers(found: CaseRegions, case: Case, layers: int, engine: Engine) -> None:
@@ -198,9 +244,9 @@ def _nearest_mock(case: Case, mock: Sequence[Region]) -> list[Region]:
 
 def distance(a: Case, b: Case) -> tuple[float, float, float]:
     """Ratio of batches first, then of new tokens, then difference of cached tokens."""
-    return (
-        max(a.batch, b.batch) / min(a.batch, b.batch),
-        max(a.tokens, b.tokens) / min(a.tokens, b.tokens),
+    return (  # a range's text may say 0, which is nearest to nothing
+        max(a.batch, b.batch) / max(1, min(a.batch, b.batch)),
+        max(a.tokens, b.tokens) / max(1, min(a.tokens, b.tokens)),
         abs(a.past - b.past),
     )
 

@@ -28,6 +28,7 @@ from opkit.align.regions import (
     CaseRegions,
     Region,
     Sorted,
+    intruders,
     mock_regions,
     silent_iterations,
     sort_regions,
@@ -76,9 +77,14 @@ def judge(question: Question) -> AlignResult:
         mock_manifest = read_manifest(trace.facts)
         regions = mock_regions(trace, question.op.name)
         silent = silent_iterations(trace, question.op.name)
+        strange = intruders(trace, question.op.name)
+    strict_losses: list[str] = []
     if question.strict is not None:
         with open_trace(question.strict) as trace:
-            regions += mock_regions(trace, question.op.name)
+            refuse_graph_level(trace.facts)
+            strict_losses = _losses(trace.facts, "strict")
+            found = mock_regions(trace, question.op.name)
+            regions += [region for region in found if region.variant == "strict"]
     backend = question.backend or (mock_manifest.backend if mock_manifest else "") or "vllm"
     if backend not in question.op.region:
         raise BadInput(f"op {question.op.name} has no region pattern for backend {backend!r}")
@@ -92,6 +98,13 @@ def judge(question: Question) -> AlignResult:
             mock_manifest.tp_size if mock_manifest else 1,
         ),
     )
+    both = strict_losses + _other_system(mock_facts, mock_manifest, engine, backend)
+    for phase in question.phases:
+        engine.losses.setdefault(phase, []).extend(both)
+    for case, count in strange.items():
+        engine.losses.setdefault(case.phase, []).append(
+            f"mock: {count} kernels ran amid iterations of {case.label()}, not launched in them"
+        )
     phases = tuple(
         _judge_phase(question, phase, regions, silent, engine, mock_facts, mock_manifest)
         for phase in question.phases
@@ -146,7 +159,7 @@ def _judge_phase(
         own = [r for r in mock if r.case == mock_case]
         matches.append(_match(question, own, engine.cases[e2e_case]))
         if question.strict is not None:
-            ratio = _strict_ratio(own)
+            ratio = _strict_ratio(own, question.policy.min_regions)
             if ratio is not None:
                 strict[mock_case.label()] = ratio
     subject = Subject(
@@ -218,11 +231,14 @@ def _median(values: list[int]) -> int:
     return sorted(values)[len(values) // 2]
 
 
-def _strict_ratio(own: list[Region]) -> float | None:
-    """GPU time of the strict variant over the mock's; infinite when their kernels differ."""
+def _strict_ratio(own: list[Region], least: int) -> float | None:
+    """GPU time of the strict variant over the mock's; infinite when their kernels differ.
+
+    None when there are fewer than ``least`` strict regions.
+    """
     plain = sort_regions(r for r in own if r.variant == "mock").modal
     strict = sort_regions(r for r in own if r.variant == "strict").modal
-    if not plain or not strict:
+    if not plain or not strict or len(strict) < least:
         return None
     if plain[0].signature != strict[0].signature:
         return float("inf")
@@ -231,6 +247,28 @@ def _strict_ratio(own: list[Region]) -> float | None:
 
 def _losses(facts: TraceFacts, side: str) -> list[str]:
     return [f"{side}: nsys says {text!r}" for text in facts.losses]
+
+
+def _other_system(
+    mock_facts: TraceFacts, mock: Manifest | None, engine: Engine, backend: str
+) -> list[str]:
+    """Where the files say that mock and engine ran on other hardware, framework or model."""
+    said: list[tuple[str, set[Any], set[Any]]] = [
+        ("GPU", set(mock_facts.gpus), set(facts.gpus)) for facts in engine.facts
+    ]
+    if mock is not None and engine.manifest is not None:
+        ours, theirs = mock, engine.manifest
+        for what, left, right in (
+            (backend, ours.versions.get(backend), theirs.versions.get(backend)),
+            ("model", ours.model.get("config_sha256"), theirs.model.get("config_sha256")),
+        ):
+            said.append((what, {left} - {None, ""}, {right} - {None, ""}))
+    return [
+        f"{what}: mock {', '.join(map(str, sorted(left)))}, "
+        f"E2E {', '.join(map(str, sorted(right)))}"
+        for what, left, right in said
+        if left and right and not left & right
+    ]
 
 
 def _provenance(

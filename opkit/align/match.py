@@ -29,7 +29,8 @@ def name_level(mock: KernelName, e2e: KernelName, roles: Sequence[Role] = ()) ->
     if mock.demangled == e2e.demangled:
         return Level.SAME
     if mock.stem == e2e.stem and mock.family == e2e.family:
-        return Level.VARIANT if mock.dtypes == e2e.dtypes else Level.DTYPE
+        alike = (mock.dtypes, mock.typed) == (e2e.dtypes, e2e.typed)
+        return Level.VARIANT if alike else Level.DTYPE
     for role in roles:
         if re.search(role.mock, mock.demangled) and re.search(role.e2e, e2e.demangled):
             return Level.ROLE

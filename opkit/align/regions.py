@@ -167,6 +167,24 @@ def silent_iterations(trace: Trace, op: str) -> dict[Case, int]:
     return Counter(found.case for found in about if found is not None and found.op == op)
 
 
+def intruders(trace: Trace, op: str) -> dict[Case, int]:
+    """Kernels that ran amid the mock's iterations without a launch inside them: another thread's,
+    or one whose launch is not in the export."""
+    rows = trace.rows(
+        """
+        WITH span AS (
+            SELECT m.range_id, k.pid, min(k.start) AS start, max(k."end") AS "end"
+            FROM mock_of m JOIN kernel k ON k.id = m.kernel_id GROUP BY 1, 2),
+        strange AS (SELECT pid, start FROM kernel
+                    WHERE id NOT IN (SELECT kernel_id FROM mock_of))
+        SELECT n.text FROM strange x ASOF JOIN span s ON s.pid = x.pid AND s.start <= x.start
+        JOIN nvtx n ON n.id = s.range_id WHERE x.start <= s."end"
+        """
+    )
+    about = [parse_mock_range(text) for (text,) in rows]
+    return Counter(found.case for found in about if found is not None and found.op == op)
+
+
 def mark_layers(trace: Trace, pattern: RegionPattern) -> int:
     """Create table ``layer_of(kernel_id, layer, by_node)`` from module ranges; return its row
     count."""

@@ -109,6 +109,8 @@ def _labels_alone(steps: list[Step]) -> _Shapes:
             else:
                 case = Case(Phase.CONTEXT, label.context_requests, tokens, 0)
                 found.steps.append((step, case, 0))
+        elif label.generation_requests and _speculative(label):
+            found.skipped.append("decode steps of more than one token a request were left out")
         elif label.generation_requests:
             case = Case(Phase.GENERATION, label.generation_requests, 1, UNKNOWN_PAST)
             found.steps.append((step, case, 0))
@@ -117,10 +119,17 @@ def _labels_alone(steps: list[Step]) -> _Shapes:
     return found
 
 
+def _speculative(label: StepLabel) -> bool:
+    """Whether the decoding requests of a step have other than one new token each."""
+    return label.generation_tokens not in (None, label.generation_requests)
+
+
 def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
     """Replay the waves over the steps; None when they do not add up."""
     found = _Shapes()
     queue = list(steps)
+    if any(wave.requests < 1 or wave.prompt < 1 for wave in waves):
+        return None  # no request of this world
     for number, wave in enumerate(waves):
         waiting = wave.requests  # requests whose prompt has not begun
         chunk = 0  # tokens done of a prompt that is being processed in chunks
@@ -132,6 +141,8 @@ def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
             step = queue.pop(0)
             label = step.label
             if label.generation_requests != len(running) or label.context_tokens is None:
+                return None
+            if _speculative(label) or bool(label.context_requests) != bool(label.context_tokens):
                 return None
             done = chunk + label.context_tokens
             prompts, rest = divmod(done, wave.prompt)

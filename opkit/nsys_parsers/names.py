@@ -41,6 +41,9 @@ class KernelName:
         glue: elementwise, copy, fill or cast.
         stem: what stays equal between variants (other tile, stage or integer template arguments).
         dtypes: element types named by the template arguments or the base name.
+        typed: those of the template arguments in their order (which operand has which type), and
+            enumerations among the arguments. Empty for a kernel behind a wrapper, whose schedule
+            may name a type more or less often.
     """
 
     demangled: str
@@ -49,6 +52,7 @@ class KernelName:
     glue: bool
     stem: str
     dtypes: tuple[str, ...]
+    typed: tuple[str, ...] = ()
 
 
 # Element types as the field's kernels spell them, longest first.
@@ -70,6 +74,8 @@ _CAST = re.compile(r"(?<!lambda)\((?:unsigned )?(?:int|long|long long|short|char
 _ENABLE_IF = re.compile(r"^std::enable_if<.*?>::type ")
 _FUNCTOR = re.compile(r"(\w*Functor\w*|\w+_kernel_cuda|\w+_kernel_impl|\w+_functor|\w+Ops)\b")
 _GENERIC_FUNCTORS = {"gpu_kernel_impl", "gpu_kernel_impl_nocast"}
+# A template argument of an enumeration says what is computed (format, mask, kind of GEMM), no tile.
+_ENUM = re.compile(r"\((?:\w+::)+\w+\)\d+")
 _NUMBER = re.compile(r"\b\d+\b")
 
 
@@ -112,13 +118,15 @@ def parse_name(demangled: str, families: tuple[Family, ...] | None = None) -> Ke
     plain = _plain(demangled)
     base, arguments = _split(plain)
     family = wrapper = _find(table, plain, base)
+    wrapped = wrapper is not None and wrapper.wrapper
     while wrapper is not None and wrapper.wrapper and arguments:
         base, arguments = _split(arguments)
         wrapper = _find(table, plain, base)
         family = wrapper or family
     base = base or demangled
     functor = _functor(base, arguments)
-    dtypes = {match.lastgroup or "" for match in _DTYPE.finditer(arguments)}
+    typed = tuple(match.lastgroup or "" for match in _DTYPE.finditer(arguments))
+    dtypes = set(typed)
     stem = base
     if family is not None and family.dtype is not None and (code := family.dtype.search(base)):
         dtypes.add(code.group(1))
@@ -136,6 +144,7 @@ def parse_name(demangled: str, families: tuple[Family, ...] | None = None) -> Ke
         glue=family.glue if family is not None else False,
         stem=stem,
         dtypes=tuple(sorted(dtypes)),
+        typed=() if wrapped else (*typed, *_ENUM.findall(arguments)),
     )
 
 

@@ -19,9 +19,10 @@ def evidence(subject: Subject) -> CheckResult:
                 f"{policy.min_attributed:.0%} needed"
             )
         for side, summary in (("mock", match.mock), ("E2E", match.e2e)):
-            if summary.regions < policy.min_regions:
+            compared = summary.regions - summary.odd_regions - summary.misreported
+            if compared < policy.min_regions:
                 problems.append(
-                    f"{where}: {summary.regions} {side} region(s), {policy.min_regions} needed"
+                    f"{where}: {compared} {side} region(s), {policy.min_regions} needed"
                 )
             if summary.odd_regions > policy.max_odd_share * summary.regions:
                 problems.append(

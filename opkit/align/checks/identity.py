@@ -20,7 +20,12 @@ from opkit.align.result import CaseMatch, CheckResult, KernelPair, Level
 def names(subject: Subject) -> CheckResult:
     """Every key kernel occurs on both sides, as the same kernel or a variant of it."""
     key = [(m, p) for m, p in all_pairs(subject) if p.key]
-    bad = [(m, p) for m, p in key if p.level not in NAMED]
+    # Another element type is never good enough, however short the kernel.
+    bad = [
+        (m, p)
+        for m, p in all_pairs(subject)
+        if (p.key and p.level not in NAMED) or p.level is Level.DTYPE
+    ]
 
     def say(pair: KernelPair) -> str:
         if pair.level is Level.DTYPE and pair.mock and pair.e2e:
@@ -135,8 +140,9 @@ def launch(subject: Subject) -> CheckResult:
     advice = causes.OTHER_SHAPE
     for match in subject.cases:
         where = match.e2e.case.label()
-        if match.mock.mode != match.e2e.mode:
-            problems.append(f"{where}: mock {match.mock.mode}, E2E {match.e2e.mode}")
+        if match.mock.mode != match.e2e.mode or match.mock.mode is None:
+            mock_mode, e2e_mode = match.mock.mode or "mixed", match.e2e.mode or "mixed"
+            problems.append(f"{where}: mock {mock_mode}, E2E {e2e_mode}")
             advice = causes.EAGER_NOT_GRAPH
         if not _same_shape(match):
             problems.append(f"mock ran {match.mock.case.label()}, E2E ran {where}")

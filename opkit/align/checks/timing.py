@@ -70,7 +70,7 @@ def data(subject: Subject) -> CheckResult:
     """Times of equal kernels agree; if not, says whether data or clock; operands are not
     degenerate."""
     policy = subject.policy
-    if subject.operands is None and policy.require_operands:
+    if not subject.operands and policy.require_operands:
         return CheckResult(
             "data",
             Outcome.INCONCLUSIVE,
@@ -110,11 +110,12 @@ def _is_data_dependent(op: Op, pair: KernelPair) -> bool:
 
 def _degenerate(operand: Operand, policy: Policy) -> str:
     shown = f"{operand.name} {list(operand.shape)} {operand.dtype}"
-    if operand.zeros > policy.max_zeros:
+    # Asked so that nan, which compares as false, is degenerate too.
+    if not operand.zeros <= policy.max_zeros:
         return f"{shown}: {operand.zeros:.0%} zeros"
-    if operand.equal_rows > policy.max_equal_rows:
+    if not operand.equal_rows <= policy.max_equal_rows:
         return f"{shown}: {operand.equal_rows:.0%} of the sampled rows are equal"
-    if operand.distinct < policy.min_distinct:
+    if not operand.distinct >= policy.min_distinct:
         return f"{shown}: {operand.distinct:.2%} distinct values"
     return ""
 
@@ -155,11 +156,13 @@ def strict(subject: Subject) -> CheckResult:
         for case, ratio in found.items()
         if abs(ratio - 1) > limit
     ]
-    if not found:
+    missing = [label for m in subject.cases if (label := m.mock.case.label()) not in found]
+    if missing and not problems:
+        shown = f"too few strict regions of {', '.join(missing)}" if found else ""
         return CheckResult(
             "strict",
             Outcome.INCONCLUSIVE,
-            "no strict regions in the mock's trace",
+            shown or "no strict regions in the mock's trace",
             next_step="run the mock with --strict",
         )
     good = f"within {limit:.0%} in {len(found)} cases"
