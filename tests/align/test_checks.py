@@ -257,6 +257,12 @@ def test_another_grid_or_block_of_an_equal_kernel_fails(field: str) -> None:
     assert result.cause == causes.OTHER_SHAPE.cause
 
 
+def test_an_unknown_cache_length_is_no_evidence() -> None:
+    made = subject(case_match(mock={"case": decode(16, 1029)}, e2e={"case": decode(16, -1)}))
+    assert not_passed(made) == {"evidence": "inconclusive"}
+    assert "16 × 1 @ ?" in checked(made)["evidence"].detail
+
+
 def decode(batch: int, past: int) -> Case:
     return Case(Phase.GENERATION, batch, 1, past)
 
@@ -270,7 +276,6 @@ def decode(batch: int, past: int) -> Case:
         (decode(16, 1029), decode(16, 1060), True),
         (decode(16, 4096), decode(16, 4150), False),  # within 2 %
         (decode(8, 1029), decode(16, 1029), True),
-        (decode(16, 1029), decode(16, -1), False),  # unknown
         (Case(Phase.CONTEXT, 1, 512, 0), Case(Phase.CONTEXT, 1, 512, 4096), True),
     ],
 )

@@ -18,6 +18,8 @@ def evidence(subject: Subject) -> CheckResult:
                 f"{where}: {match.attributed:.1%} of the step's kernels are linked to a launch, "
                 f"{policy.min_attributed:.0%} needed"
             )
+        if match.e2e.case.past < 0:
+            problems.append(f"{where}: nothing says how long the engine's cache was")
         for side, summary in (("mock", match.mock), ("E2E", match.e2e)):
             compared = summary.regions - summary.odd_regions - summary.misreported
             if compared < policy.min_regions:
