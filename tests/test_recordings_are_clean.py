@@ -19,6 +19,10 @@ RECORDINGS = sorted(
 )
 
 
+def test_there_are_recordings_to_look_at() -> None:
+    assert len(RECORDINGS) >= 22  # the true pair, process start, strict, fourteen wrong mocks
+
+
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_recording_is_clean(recording: Path) -> None:
     assert find_private(recording) == []
