@@ -106,15 +106,15 @@ def _measure(plan: Plan, planned: PlannedCase, forward: Forward, torch: Any) -> 
     _progress(f"measuring {_label(planned)}: {plan.iterations} iterations")
     pause = plan.pause_s(planned.case.phase)
     variant = "strict" if plan.strict else "mock"
-    eviction = _eviction_buffer(plan, torch)
+    sweep = _sweep_buffer(plan, torch)
     for _ in range(plan.warmup):
         forward()
         torch.cuda.synchronize()
         time.sleep(pause)
     for iteration in range(plan.iterations):
         marked = MockRange(plan.op, planned.case, planned.mode, iteration, variant)
-        if eviction is not None:
-            eviction.sum()
+        if sweep is not None:
+            sweep.sum()
         torch.cuda.nvtx.range_push(marked.text())
         try:
             forward()
@@ -124,14 +124,13 @@ def _measure(plan: Plan, planned: PlannedCase, forward: Forward, torch: Any) -> 
         time.sleep(pause)
 
 
-def _eviction_buffer(plan: Plan, torch: Any) -> Any:
-    """Memory of twice the L2 cache; reading it evicts what the last iteration left there.
+def _sweep_buffer(plan: Plan, torch: Any) -> Any:
+    """Memory of twice the L2 cache, read before each iteration as an engine's other layers read it.
 
-    Between two steps of one layer an engine streams all its other layers' weights through L2.
-    Reading, not writing: dirty lines must be written back first, and slow the first GEMMs of the
-    next iteration by 1.2 to 1.36 times (measured on an H100, ``docs/development.md``).
+    Whether reading leaves L2 cold is not established: on an H100 it changed no kernel by more than
+    about 3 %. Writing instead slows the first GEMMs by 1.2 to 1.36 times (``docs/development.md``).
     """
-    if plan.l2 == "warm":
+    if plan.l2 == "left":
         return None
     size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     return torch.zeros(2 * size // 4, dtype=torch.float32, device="cuda")  # 4 bytes an element
@@ -153,7 +152,7 @@ def _pacing(plan: Plan) -> str:
     return (
         f"{plan.warmup} warm-up and {plan.iterations} measured iterations a case, each awaited; "
         f"pause {plan.context_pause_ms:g} ms in context, {plan.generation_pause_ms:g} ms in "
-        f"generation; L2 {plan.l2} before each"
+        f"generation; L2 {plan.l2} before each iteration"
     )
 
 

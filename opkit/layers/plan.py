@@ -15,7 +15,7 @@ from opkit.errors import BadInput
 from opkit.layers.op import Case, LaunchMode, Phase
 
 SCHEMA = "opkit.plan/1"
-L2_STATES = ("cold", "warm")
+L2_STATES = ("swept", "left")
 INPUTS = ("tokens",)  # random token ids through the engine's own embedding and norm
 
 
@@ -46,7 +46,7 @@ class Plan:
         generation_pause_ms: pause after a generation iteration, milliseconds.
         strict: take the module out of the engine's own decoder layer.
         inputs: how activations are made, one of ``INPUTS``.
-        l2: ``cold`` evicts the L2 cache before each iteration, as the engine's other layers do.
+        l2: ``swept`` reads twice the L2 cache's size before each iteration; ``left`` does not.
     """
 
     op: str
@@ -63,7 +63,7 @@ class Plan:
     generation_pause_ms: float = 0.0
     strict: bool = False
     inputs: str = "tokens"
-    l2: str = "cold"
+    l2: str = "swept"
     schema: str = SCHEMA
 
     def pause_s(self, phase: Phase) -> float:

@@ -164,8 +164,8 @@ def test_strict_holds_the_mock_to_the_decoder_layers_own_module() -> None:
         assert (check.check, check.outcome) == ("strict", Outcome.PASS)
 
 
-def test_a_mock_whose_l2_holds_dirty_lines_fails_on_its_first_kernels() -> None:
-    # This mock evicted L2 by writing: the first GEMMs wait for the lines to be written back.
+def test_a_mock_that_writes_a_buffer_first_fails_on_its_first_kernels() -> None:
+    # This mock wrote a buffer before each iteration; write-back of its lines is the likely cause.
     generation = phase_of(align(STRICT["mock"], STRICT["e2e"]), GENERATION)
     latency = next(c for c in generation.checks if c.check == "latency")
     assert latency.outcome is Outcome.FAIL

@@ -41,7 +41,7 @@ class Recorder:
         self.float32 = "float32"
 
     def zeros(self, elements: int, **_: str) -> SimpleNamespace:
-        return SimpleNamespace(sum=lambda: self.events.append(f"evict {4 * elements} bytes"))
+        return SimpleNamespace(sum=lambda: self.events.append(f"sweep {4 * elements} bytes"))
 
     def prepare(self, planned: PlannedCase) -> Callable[[], None]:
         self.events.append(f"prepare {planned.case.label()}")
@@ -86,17 +86,17 @@ def test_every_iteration_is_one_forward_in_one_range(plan: Plan, recorder: Recor
     assert window.count("forward") == len(plan.cases) * 3  # one to warm up, two measured
 
 
-def test_l2_is_evicted_before_each_iteration_and_outside_its_range(
+def test_l2_is_swept_before_each_iteration_and_outside_its_range(
     plan: Plan, recorder: Recorder
 ) -> None:
     drive.drive(plan)
     pushes = [i for i, text in enumerate(recorder.events) if parse_mock_range(text)]
-    assert {recorder.events[i - 1] for i in pushes} == {"evict 100 bytes"}  # twice the cache
+    assert {recorder.events[i - 1] for i in pushes} == {"sweep 100 bytes"}  # twice the cache
 
 
-def test_a_warm_l2_is_left_alone(plan: Plan, recorder: Recorder) -> None:
-    drive.drive(replace(plan, l2="warm"))
-    assert not [text for text in recorder.events if text.startswith("evict")]
+def test_l2_is_left_alone_when_asked(plan: Plan, recorder: Recorder) -> None:
+    drive.drive(replace(plan, l2="left"))
+    assert not [text for text in recorder.events if text.startswith("sweep")]
 
 
 def test_every_case_runs_once_before_the_window(plan: Plan, recorder: Recorder) -> None:
