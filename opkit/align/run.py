@@ -110,10 +110,7 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
 
 
 def _transient(shape: CaseSteps) -> bool:
-    """A decode batch seen for a step or two, while requests of one wave begin or end.
-
-    Padded rows of its graph still hold what the batch before left there, so its time is history's.
-    """
+    """A decode batch seen for a step or two, while a wave begins or ends: too little to judge by."""
     return shape.case.phase is Phase.GENERATION and len(shape.steps) < MIN_DECODE_STEPS
 
 
