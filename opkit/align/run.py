@@ -110,7 +110,7 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
 
 
 def _transient(shape: CaseSteps) -> bool:
-    """A decode batch seen for a step or two, while a wave begins or ends: too little to judge by."""
+    """A decode batch seen for a step or two as a wave begins or ends: too little to judge by."""
     return shape.case.phase is Phase.GENERATION and len(shape.steps) < MIN_DECODE_STEPS
 
 
