@@ -20,7 +20,7 @@ from opkit.align.result import AlignResult
 from opkit.align.shapes import CaseSteps
 from opkit.errors import BadInput
 from opkit.layers.manifest import sidecar_of
-from opkit.layers.op import Op, Phase
+from opkit.layers.op import Case, Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.nsys_parsers.tool import export_sqlite
 
@@ -127,7 +127,7 @@ def _mock_request(request: LiveRequest, folder: Path, strict: bool) -> MockReque
 def _run_mock(
     request: LiveRequest,
     e2e: E2EPlan,
-    cases: tuple[PlannedCase, ...],
+    cases: tuple[PlannedCase[Case], ...],
     strict: bool,
     progress: Progress,
 ) -> Path:

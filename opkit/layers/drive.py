@@ -101,7 +101,7 @@ def traceback_file(plan: Plan) -> Path:
     return Path(plan.manifest).with_suffix(".traceback.txt")
 
 
-def _measure(plan: Plan, planned: PlannedCase, forward: Forward, torch: Any) -> None:
+def _measure(plan: Plan, planned: PlannedCase[Any], forward: Forward, torch: Any) -> None:
     """Warm up, then run the measured iterations, each in its range and awaited."""
     _progress(f"measuring {_label(planned)}: {plan.iterations} iterations")
     pause = plan.pause_s(planned.case.phase)
@@ -138,7 +138,7 @@ def _sweep_buffer(plan: Plan, torch: Any) -> Any:
 
 def _operands(plan: Plan, mock: Mock) -> tuple[Operand, ...]:
     """Operands sampled in the first case of each phase; weights are the same in both."""
-    firsts: dict[Phase, PlannedCase] = {}
+    firsts: dict[Phase, PlannedCase[Any]] = {}
     for planned in plan.cases:
         firsts.setdefault(planned.case.phase, planned)
     found: dict[str, Operand] = {}
@@ -156,7 +156,7 @@ def _pacing(plan: Plan) -> str:
     )
 
 
-def _label(planned: PlannedCase) -> str:
+def _label(planned: PlannedCase[Any]) -> str:
     """A case in a progress line."""
     return f"{planned.case.phase} {planned.case.label()} ({planned.mode})"
 

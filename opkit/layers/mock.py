@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.plan import PlannedCase
@@ -14,7 +14,7 @@ Forward = Callable[[], None]
 class Mock(Protocol):
     """One op's layer, run alone by the engine's own classes."""
 
-    def prepare(self, planned: PlannedCase) -> Forward:
+    def prepare(self, planned: PlannedCase[Any]) -> Forward:
         """Make inputs, caches and metadata of a case ready.
 
         Returns:
@@ -25,7 +25,7 @@ class Mock(Protocol):
             BadInput: the server's own flags do not allow this case or this launch mode.
         """
 
-    def operands(self, planned: PlannedCase) -> tuple[Operand, ...]:
+    def operands(self, planned: PlannedCase[Any]) -> tuple[Operand, ...]:
         """Sample the operands of the module's large kernels in an extra forward of a case."""
 
     def describe(self) -> Manifest:

@@ -7,8 +7,12 @@ case, so a mock's trace explains itself.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from opkit.layers.manifest import Manifest
 
 
 class Phase(StrEnum):
@@ -45,6 +49,37 @@ class Case:
         """The case as a reader writes it: ``4 × 1,024`` or ``16 × 1 @ 1,029``."""
         cached = f" @ {self.past:,}" if self.past > 0 else " @ ?" if self.past < 0 else ""
         return f"{self.batch} × {self.tokens:,}{cached}"
+
+
+@dataclass(frozen=True, order=True)
+class GemmCase:
+    """One matrix product: activations [m, k] by the transpose of weights [n, k].
+
+    Attributes:
+        m: rows of the activations: tokens of the step.
+        n: output features.
+        k: input features.
+        dtype: element type of both operands, as torch writes it.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: str = "bfloat16"
+
+    def label(self) -> str:
+        """The case as a reader writes it: ``4,096 × 16,384 × 7,168 bfloat16``."""
+        return f"{self.m:,} × {self.n:,} × {self.k:,} {self.dtype}"
+
+
+AnyCase = Case | GemmCase
+
+
+def case_from_json(item: Mapping[str, Any]) -> AnyCase:
+    """One case from its JSON object; KeyError, TypeError or ValueError when it is none."""
+    if "m" in item:
+        return GemmCase(item["m"], item["n"], item["k"], item["dtype"])
+    return Case(Phase(item["phase"]), item["batch"], item["tokens"], item["past"])
 
 
 @dataclass(frozen=True)
@@ -103,6 +138,29 @@ class RegionPattern:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A perf table of the field: what one phase of an op is written as.
+
+    Attributes:
+        name: the value of its column ``op_name``; the files are called ``NAME_perf``.
+        family: folder below a system's data, as aiconfigurator lays them out.
+        columns: its own columns in order, after the five common ones and before ``latency``.
+        kernel_source: value of that column for each backend; for some ops it selects a bucket.
+    """
+
+    name: str
+    family: str
+    columns: tuple[str, ...]
+    kernel_source: Mapping[str, str]
+
+
+# The table's own columns of one case, from the case and what the mock says of itself.
+Columns = Callable[[Any, Manifest], dict[str, str | int]]
+# Floating-point operations and least bytes moved of one forward, for a bound on its time.
+Work = Callable[[Any, Manifest], tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Op:
     """One measurable op.
 
@@ -112,6 +170,9 @@ class Op:
         phases: the phases in which it exists.
         region: region pattern for each backend.
         data_dependent: regular expressions of kernel names whose time depends on operand values.
+        tables: the perf table of each phase; of an op without phases under ``""``.
+        columns: see :data:`Columns`.
+        work: see :data:`Work`.
     """
 
     name: str
@@ -119,3 +180,10 @@ class Op:
     phases: tuple[Phase, ...]
     region: dict[str, RegionPattern]
     data_dependent: tuple[str, ...] = field(default=())
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    columns: Columns | None = None
+    work: Work | None = None
+
+    def table(self, case: AnyCase) -> Table:
+        """The table that ``case`` belongs to; KeyError when the op has none for it."""
+        return self.tables[case.phase if isinstance(case, Case) else ""]

@@ -9,21 +9,24 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from opkit.errors import BadInput
-from opkit.layers.op import Case, LaunchMode, Phase
+from opkit.layers.op import AnyCase, Case, GemmCase, LaunchMode, Phase, case_from_json
 
 SCHEMA = "opkit.plan/1"
 L2_STATES = ("swept", "left")
 INPUTS = ("tokens",)  # random token ids through the engine's own embedding and norm
 
 
+CaseT = TypeVar("CaseT", bound=AnyCase)
+
+
 @dataclass(frozen=True)
-class PlannedCase:
+class PlannedCase(Generic[CaseT]):
     """One case and the launch mode it is to be run in."""
 
-    case: Case
+    case: CaseT
     mode: LaunchMode
 
 
@@ -52,7 +55,7 @@ class Plan:
     op: str
     backend: str
     model: str
-    cases: tuple[PlannedCase, ...]
+    cases: tuple[PlannedCase[Any], ...]
     manifest: str
     engine_args: tuple[str, ...] = ()
     tp_size: int = 1
@@ -124,10 +127,9 @@ def read_plan(path: Path) -> Plan:
     return plan_from_json(text, str(path))
 
 
-def _case(item: dict[str, Any]) -> PlannedCase:
+def _case(item: dict[str, Any]) -> PlannedCase[Any]:
     """One case from its JSON object; KeyError, TypeError or ValueError when it is none."""
-    case = Case(Phase(item["phase"]), item["batch"], item["tokens"], item["past"])
-    return PlannedCase(case, LaunchMode(item["mode"]))
+    return PlannedCase(case_from_json(item), LaunchMode(item["mode"]))
 
 
 def _check(plan: Plan, origin: str) -> None:
@@ -154,8 +156,12 @@ def _check(plan: Plan, origin: str) -> None:
         _check_case(item.case, origin)
 
 
-def _check_case(case: Case, origin: str) -> None:
+def _check_case(case: AnyCase, origin: str) -> None:
     """Raise BadInput when no engine step can have this shape."""
+    if isinstance(case, GemmCase):
+        if not all(_whole(value, 1) for value in (case.m, case.n, case.k)):
+            raise BadInput(f"{origin}: m, n and k must be at least 1")
+        return
     if not (_whole(case.batch, 1) and _whole(case.tokens, 1) and _whole(case.past, 0)):
         raise BadInput(f"{origin}: batch and tokens must be at least 1, past at least 0")
     if case.phase is Phase.GENERATION and (case.tokens != 1 or case.past < 1):

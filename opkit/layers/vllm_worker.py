@@ -159,7 +159,7 @@ class LayerWorker:
         model.eval()
         return model
 
-    def prepare(self, planned: PlannedCase) -> Callable[[], None]:
+    def prepare(self, planned: PlannedCase[Case]) -> Callable[[], None]:
         """Fill the caches, run the step once, and return a function that runs the module again.
 
         Raises:

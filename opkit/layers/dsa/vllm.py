@@ -24,7 +24,7 @@ from vllm.model_executor.models.deepseek_v2 import (
 from vllm.platforms import current_platform
 
 from opkit.layers.manifest import Manifest, Operand
-from opkit.layers.op import LaunchMode
+from opkit.layers.op import Case, LaunchMode
 from opkit.layers.operands import watch
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import base_versions, file_digest, source_digests
@@ -106,11 +106,11 @@ class DsaMock:
         self.plan = plan
         self.worker = LayerWorker(plan, StrictDsaLayer if plan.strict else DsaLayer)
 
-    def prepare(self, planned: PlannedCase) -> Callable[[], None]:
+    def prepare(self, planned: PlannedCase[Case]) -> Callable[[], None]:
         """See :meth:`opkit.layers.mock.Mock.prepare`."""
         return self.worker.prepare(planned)
 
-    def operands(self, planned: PlannedCase) -> tuple[Operand, ...]:
+    def operands(self, planned: PlannedCase[Case]) -> tuple[Operand, ...]:
         """Large GEMMs of the module, and what the indexer's top-k works on.
 
         Runs eagerly, whatever the case's mode: a replayed graph calls no module.
