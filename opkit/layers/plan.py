@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from opkit.errors import BadInput
-from opkit.layers.op import AnyCase, Case, GemmCase, LaunchMode, Phase, case_from_json
+from opkit.layers.op import AnyCase, GemmCase, LaunchMode, Phase, case_from_json
 
 SCHEMA = "opkit.plan/1"
 L2_STATES = ("swept", "left")
+LIMITS = ("server", "cases")
+CACHES = ("prefilled", "pooled")
 INPUTS = ("tokens",)  # random token ids through the engine's own embedding and norm
 
 
@@ -50,6 +52,10 @@ class Plan:
         strict: take the module out of the engine's own decoder layer.
         inputs: how activations are made, one of ``INPUTS``.
         l2: ``swept`` reads twice the L2 cache's size before each iteration; ``left`` does not.
+        limits: ``server`` keeps the server's limits on tokens, requests and lengths; ``cases``
+            raises them to what the cases need, and captures a graph for each of their batches.
+        caches: ``prefilled`` runs each request's past through the module; ``pooled`` does so for
+            one long request at start-up and repeats its blocks over the whole cache.
     """
 
     op: str
@@ -67,6 +73,8 @@ class Plan:
     strict: bool = False
     inputs: str = "tokens"
     l2: str = "swept"
+    limits: str = "server"
+    caches: str = "prefilled"
     schema: str = SCHEMA
 
     def pause_s(self, phase: Phase) -> float:
@@ -148,8 +156,9 @@ def _check(plan: Plan, origin: str) -> None:
         raise BadInput(f"{origin}: strict must be true or false")
     if plan.inputs not in INPUTS:
         raise BadInput(f"{origin}: inputs must be one of {', '.join(INPUTS)}")
-    if plan.l2 not in L2_STATES:
-        raise BadInput(f"{origin}: l2 must be one of {', '.join(L2_STATES)}")
+    for name, known in (("l2", L2_STATES), ("limits", LIMITS), ("caches", CACHES)):
+        if getattr(plan, name) not in known:
+            raise BadInput(f"{origin}: {name} must be one of {', '.join(known)}")
     if not plan.cases:
         raise BadInput(f"{origin}: no cases")
     for item in plan.cases:

@@ -6,6 +6,7 @@ parser reads the server's flags, so every default is the server's.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from opkit.errors import BadInput
+from opkit.layers.op import LaunchMode
 from opkit.layers.plan import Plan
 
 
@@ -62,6 +64,36 @@ def server_args(plan: Plan) -> AsyncEngineArgs:
     return args
 
 
+def raise_limits(plan: Plan, args: AsyncEngineArgs) -> AsyncEngineArgs:
+    """The server's flags with room for every case, and a graph for the batch of each.
+
+    What is not too small stays as the server has it.
+    """
+    cases = [item.case for item in plan.cases]
+    needs = {
+        "max_model_len": max(case.past + case.tokens for case in cases),
+        "max_num_seqs": max(case.batch for case in cases),
+        "max_num_batched_tokens": max(case.batch * case.tokens for case in cases),
+    }
+    # A limit that the flags leave to vLLM is left to it, unless its default is known to be small.
+    defaults = {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}
+    raised = {
+        name: max(need, getattr(args, name) or 0)
+        for name, need in needs.items()
+        if getattr(args, name) is not None or need > defaults.get(name, need)
+    }
+    if args.max_num_batched_tokens is not None:  # vLLM wants a token for each request, at least
+        raised["max_num_batched_tokens"] = max(
+            raised["max_num_batched_tokens"], raised.get("max_num_seqs", 1)
+        )
+    compilation = copy.deepcopy(args.compilation_config)
+    batches = {item.case.batch for item in plan.cases if item.mode is LaunchMode.GRAPH}
+    if batches:
+        compilation.cudagraph_capture_sizes = sorted(batches)
+        compilation.max_cudagraph_capture_size = None
+    return dataclasses.replace(args, **raised, compilation_config=compilation)
+
+
 def layer_config(plan: Plan, args: AsyncEngineArgs) -> VllmConfig:
     """The server's configuration, with one layer, one rank and dummy weights.
 
@@ -70,6 +102,8 @@ def layer_config(plan: Plan, args: AsyncEngineArgs) -> VllmConfig:
     Raises:
         BadInput: vLLM refuses the configuration, or heads cannot be shared among the ranks.
     """
+    if plan.limits == "cases":
+        args = raise_limits(plan, args)
     overrides = dict(args.hf_overrides) if isinstance(args.hf_overrides, dict) else {}
     shape = model_json(plan.model) | overrides
     overrides["num_hidden_layers"] = 1

@@ -12,12 +12,14 @@ V1), and ``v1/engine/core.py`` for the order of start-up.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.compilation.cuda_graph import CUDAGraphWrapper
 from vllm.config import CUDAGraphMode
@@ -39,10 +41,16 @@ from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from opkit.errors import BadInput, ToolMissing
-from opkit.layers.op import Case, LaunchMode
+from opkit.layers.op import Case, LaunchMode, Phase
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.prompts import prompt_tokens
 from opkit.layers.vllm_config import layer_config, server_args
+
+# Left free beside the caches for activations and workspaces, whose largest use has been seen and
+# is in torch's own pool by then; this is what graphs and libraries take.
+_WORKING_BYTES = 6 * 2**30
+# Tokens of the request whose blocks fill pooled caches: four times what DSA's top-k picks.
+_POOL_TOKENS = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +133,9 @@ class LayerWorker:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that this file drives
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         self.plan = plan
+        self._steps = 0
+        self._live: set[str] = set()
+        self._prompts: dict[int, list[int]] = {}
         self.args = server_args(plan)
         self.config = layer_config(plan, self.args)
         self._check_cases()
@@ -137,11 +148,11 @@ class LayerWorker:
         # Like the engine's memory profiling: the largest step fixes the size of all workspaces.
         self.runner._dummy_run(self.runner.max_num_tokens, is_profile=True)
         self._allocate_caches()
+        if plan.caches == "pooled":
+            self._fill_pool()
         kernel_warmup(self.worker.worker)  # kernels that are tuned at start-up are tuned here too
         if any(item.mode is LaunchMode.GRAPH for item in plan.cases):
             self._capture_graphs()
-        self._steps = 0
-        self._live: set[str] = set()
 
     def load(self, model_class: type[OneLayerModel]) -> OneLayerModel:
         """Build the model and draw its weights, in the order of the engine's ``load_model``."""
@@ -166,8 +177,10 @@ class LayerWorker:
             BadInput: the server's flags launch this case in another mode.
         """
         case = planned.case
-        with self._eager_launches():
-            self._fill_caches(case)
+        self._check_room(case)
+        if self.plan.caches == "prefilled":
+            with self._eager_launches():
+                self._fill_caches(case)
         requests = range(case.batch)
         if planned.mode is LaunchMode.EAGER:
             with self._eager_launches():
@@ -189,11 +202,16 @@ class LayerWorker:
         return forward
 
     def close(self) -> None:
-        """End the process group, so that nothing warns at exit."""
+        """End the process group and give the GPU's memory back, for the next build."""
         from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
 
+        self.worker.shutdown()  # the engine's own way to free weights and caches in a process
+        CUDAGraphWrapper.clear_all_graphs()
+        del self.model, self.runner, self.worker
         destroy_model_parallel()
         destroy_distributed_environment()
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _worker_arguments(self) -> dict[str, Any]:
         """What the engine's single-process executor gives its worker."""
@@ -229,22 +247,65 @@ class LayerWorker:
                     )
 
     def _allocate_caches(self) -> None:
-        """KV caches in the engine's groups, shapes and dtypes, with as many blocks as needed."""
+        """KV caches in the engine's groups, shapes and dtypes, with as many blocks as needed.
+
+        Where they do not fit, as many as do; :meth:`prepare` refuses the cases that need more.
+        """
         register_all_kvcache_specs(self.config)
         specs = self.worker.get_kv_cache_spec()
         size = self.config.cache_config.block_size
         longest = -(-self.config.model_config.max_model_len // size)
         need = max(item.case.batch * _blocks(item.case, size) for item in self.plan.cases)
-        # Block 0 is the engine's null block; each group of layers has blocks of its own, and there
-        # are at most as many groups as layers with a cache.
-        blocks = 1 + max(need, longest) * len(specs)
-        self.config.cache_config.num_gpu_blocks_override = blocks
+        # Block 0 is the engine's null block; each group of layers has blocks of its own.
+        self.config.cache_config.num_gpu_blocks_override = 1 + longest
+        self.groups = len(get_kv_cache_configs(self.config, [specs], [0])[0].kv_cache_groups)
+        page = sum(
+            spec.page_size_bytes for spec in specs.values()
+        )  # bytes of a block in all layers
+        torch.cuda.empty_cache()
+        room = int((torch.cuda.mem_get_info()[0] - _WORKING_BYTES) // page)
+        self.blocks = 1 + min(max(need, longest) * self.groups, max(room, longest * self.groups))
+        self.config.cache_config.num_gpu_blocks_override = self.blocks
         caches = get_kv_cache_configs(self.config, [specs], [0])[0]
-        self.groups = len(caches.kv_cache_groups)
         sizes = {group.kv_cache_spec.block_size for group in caches.kv_cache_groups}
         self.block_size = self.config.cache_config.block_size = min(sizes)
         self.config.validate_block_size()
         self.worker.initialize_from_config([caches])
+
+    def _check_room(self, case: Case) -> None:
+        """Raise BadInput when the caches cannot hold the case."""
+        need = 1 + case.batch * _blocks(case, self.block_size) * self.groups
+        if need > self.blocks:
+            raise BadInput(
+                f"{case.phase} {case.label()} needs {need:,} cache blocks, this GPU's memory holds "
+                f"{self.blocks:,}"
+            )
+
+    def _fill_pool(self) -> None:
+        """Prefill one long request and repeat its blocks over all caches.
+
+        The values are the module's own, so nothing that depends on them (top-k, gathers) sees zeros
+        or ties; a block's rotary phase is that of its place in the long request.
+        """
+        limit = self.config.scheduler_config.max_num_batched_tokens
+        longest = self.config.model_config.max_model_len
+        length = min(_POOL_TOKENS, longest, (self.blocks - 1) // self.groups * self.block_size)
+        case = Case(Phase.CONTEXT, 1, length, 0)
+        with self._eager_launches():
+            for start in range(0, length, limit):
+                self._step(case, [0], start, min(limit, length - start))
+        base = length // self.block_size
+        for cache in self.runner.kv_caches:
+            if cache.shape[0] != self.blocks:
+                raise BadInput(f"a cache of shape {tuple(cache.shape)} does not begin with blocks")
+            for group in range(self.groups):  # groups share a cache's memory, blocks are disjoint
+                first = 1 + group * _blocks(case, self.block_size)
+                source = cache[first : first + base]
+                rest = 1 + self.groups * _blocks(case, self.block_size)
+                for start in range(rest + group * base, self.blocks, base * self.groups):
+                    part = cache[start : start + base]
+                    part.copy_(source[: part.shape[0]])
+        torch.cuda.synchronize()
 
     def _capture_graphs(self) -> None:
         """Let the runner capture all its graphs; each holds the op's module alone."""
@@ -307,7 +368,7 @@ class LayerWorker:
         first = [1 + (request * self.groups + group) * count for group in range(self.groups)]
         return NewRequestData(
             req_id=name,
-            prompt_token_ids=prompt_tokens(self.plan.seed, request, computed + tokens, vocab),
+            prompt_token_ids=self._prompt(request, computed, tokens, vocab),
             mm_features=[],
             sampling_params=SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True),
             pooling_params=None,
@@ -315,6 +376,24 @@ class LayerWorker:
             num_computed_tokens=computed,
             lora_request=None,
         )
+
+    def _prompt(self, request: int, computed: int, tokens: int, vocab: int) -> Any:
+        """The first ``computed + tokens`` token ids of a request.
+
+        With pooled caches nothing before ``computed`` is read again, so one id stands for all.
+        """
+        if self.plan.caches == "pooled" and computed:
+            ids = np.full(computed + tokens, self._known(request, 1, vocab)[0], dtype=np.int32)
+            ids[computed:] = self._known(request, tokens, vocab)
+            return ids
+        return self._known(request, computed + tokens, vocab)
+
+    def _known(self, request: int, length: int, vocab: int) -> list[int]:
+        """``prompt_tokens``, kept: drawing them costs more than a decode step."""
+        kept = self._prompts.get(request, [])
+        if len(kept) < length:
+            kept = self._prompts[request] = prompt_tokens(self.plan.seed, request, length, vocab)
+        return kept[:length]
 
 
 def _blocks(case: Case, block_size: int) -> int:
