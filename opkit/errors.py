@@ -13,6 +13,7 @@ EXIT_INCONCLUSIVE = 3
 EXIT_BAD_INPUT = 4  # a file or folder given by the user cannot be used
 EXIT_TOOL_MISSING = 5  # nsys, a framework or a GPU is not there
 EXIT_RUN_FAILED = 6  # a server, a mock or nsys was started and failed
+EXIT_REFUSED = 7  # no verdict admits what was to be collected
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h: opkit itself is wrong; Python's own code would be 1
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells count it
 
@@ -53,6 +54,13 @@ class ToolMissing(OpkitError):
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message, EXIT_TOOL_MISSING, hint)
+
+
+class Refused(OpkitError):
+    """No verdict admits what was to be collected (exit 7)."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, EXIT_REFUSED, hint)
 
 
 class RunFailed(OpkitError):

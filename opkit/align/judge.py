@@ -286,6 +286,7 @@ def _provenance(
         "model": (mock.model if mock else {}) or (e2e.model if e2e else {}),
         "dtypes": mock.dtypes if mock else {},
         "tp_size": mock.tp_size if mock else 1,
+        "engine_args": list(mock.engine_args) if mock else [],
         "layer_source": mock.layer_source if mock else {},
         "recipe": mock.recipe if mock else {},
         "operands": [asdict(operand) for operand in mock.operands] if mock else [],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -124,28 +125,36 @@ def row_from_json(text: str, origin: str) -> Row:
         raise BadInput(f"{origin}: not a readable row ({error})") from error
 
 
-def content_key(plan: Plan, planned: PlannedCase[Any], timing: Timing, subject: dict[str, Any]) -> str:
-    """The digest of all that decides a row's value.
+def series_of(plan: Plan, timing: Timing, subject: Mapping[str, Any]) -> str:
+    """The digest of all that the rows of one table share.
 
     Args:
-        plan: the build; its other cases, manifest and pacing do not count.
-        planned: the case.
-        timing: how it is measured.
-        subject: what was admitted: framework version, GPU, dtypes, layer source, verdict.
+        plan: any build of the table; its cases, ranks, model folder and pacing do not count.
+        timing: how its rows are measured.
+        subject: what was admitted: framework version, GPU, dtypes, model, layer source.
 
     Returns:
-        16 hexadecimal digits of a SHA-256.
+        10 hexadecimal digits of a SHA-256.
     """
-    decided = {
-        "op": plan.op,
-        "backend": plan.backend,
-        "model": plan.model,
-        "engine_args": plan.engine_args,
-        "tp_size": plan.tp_size,
-        "seed": plan.seed,
-        "inputs": plan.inputs,
-        "case": {**asdict(planned.case), "mode": planned.mode},
-        "timing": asdict(timing),
-        "subject": subject,
-    }
-    return hashlib.sha256(digest_text(decided).encode()).hexdigest()[:16]
+    return _digest(
+        {
+            "op": plan.op,
+            "backend": plan.backend,
+            "engine_args": plan.engine_args,
+            "seed": plan.seed,
+            "inputs": plan.inputs,
+            "caches": plan.caches,
+            "timing": asdict(timing),
+            "subject": dict(subject),
+        }
+    )
+
+
+def content_key(series: str, tp_size: int, planned: PlannedCase[Any]) -> str:
+    """The digest of all that decides a row's value: ``SERIES-CASE``."""
+    case = {**asdict(planned.case), "mode": planned.mode, "tp_size": tp_size}
+    return f"{series}-{_digest(case)}"
+
+
+def _digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(digest_text(data).encode()).hexdigest()[:10]

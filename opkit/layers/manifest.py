@@ -65,6 +65,7 @@ class Manifest:
     # weights, activations, kv_cache, indexer_cache
     dtypes: dict[str, str] = field(default_factory=dict)
     tp_size: int = 1
+    engine_args: tuple[str, ...] = ()  # the serving command's own flags, without the model
     layer_source: dict[str, str] = field(default_factory=dict)  # "vllm/…/mla.py" → sha256
     recipe: dict[str, str] = field(default_factory=dict)  # weights, activations, kv_cache, pacing
     operands: tuple[Operand, ...] = ()
@@ -96,6 +97,7 @@ def manifest_from_json(text: str, origin: str) -> Manifest:
         )
         data["waves"] = tuple(Wave(**item) for item in data.get("waves", ()))
         data["command"] = tuple(data.get("command", ()))
+        data["engine_args"] = tuple(data.get("engine_args", ()))
         data["notes"] = tuple(data.get("notes", ()))
         return Manifest(**data)
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:

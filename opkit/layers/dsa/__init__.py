@@ -7,9 +7,68 @@ cache writes, sparse attention, output projection.
 
 from __future__ import annotations
 
-from opkit.layers.op import Op, Phase, RegionPattern
+from opkit.layers.manifest import Manifest
+from opkit.layers.op import Case, Op, Phase, RegionPattern, Table
 
 _SELF_ATTENTION = r"layers\.(?P<layer>\d+)\.self_attn$"
+
+_COLUMNS = (
+    "model", "architecture", "mla_dtype", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size",
+    "isl", "tp_size", "step",
+)  # fmt: skip
+_KERNEL_SOURCE = {"vllm": "FLASHMLA_SPARSE", "trtllm": "default"}
+# The model that the field's tables name for an architecture.
+_MODELS = {
+    "DeepseekV32ForCausalLM": "deepseek-ai/DeepSeek-V3.2",
+    "GlmMoeDsaForCausalLM": "zai-org/GLM-5",
+}
+# How the field's tables spell element types.
+_GEMM_TYPES = {"float8_e4m3fn": "fp8_block"}
+_CACHE_TYPES = {"fp8_ds_mla": "fp8", "fp8_e4m3": "fp8", "float8_e4m3fn": "fp8"}
+
+
+def columns(case: Case, mock: Manifest) -> dict[str, str | int]:
+    """The row's own columns. ``num_heads`` is rank-local, ``tp_size`` therefore 1."""
+    architecture = str(mock.model["architecture"])
+    weights, cache = mock.dtypes["weights"], mock.dtypes["kv_cache"]
+    return {
+        "model": _MODELS.get(architecture, architecture),
+        "architecture": architecture,
+        "mla_dtype": mock.dtypes["activations"],
+        "kv_cache_dtype": _CACHE_TYPES.get(cache, cache),
+        "gemm_type": _GEMM_TYPES.get(weights, weights),
+        "num_heads": int(mock.model["num_heads"]),
+        "batch_size": case.batch,
+        "isl": case.tokens,
+        "tp_size": 1,
+        "step": case.past,
+    }
+
+
+def work(case: Case, mock: Manifest) -> tuple[float, float]:
+    """Least floating-point operations and bytes of one forward.
+
+    Counted are the five large projections, the sparse attention over the picked tokens, and one
+    read of the weights; the indexer, caches and activations are left out: it is a lower bound.
+    """
+    size = {name: int(value) for name, value in mock.model.items() if isinstance(value, int)}
+    heads, hidden = size["num_heads"], size["hidden_size"]
+    query = size["qk_nope_head_dim"] + size["qk_rope_head_dim"]
+    latent = size["kv_lora_rank"] + size["qk_rope_head_dim"]
+    weights = (
+        hidden * (size["q_lora_rank"] + latent)
+        + size["q_lora_rank"] * heads * query
+        + heads * size["kv_lora_rank"] * (size["qk_nope_head_dim"] + size["v_head_dim"])
+        + heads * size["v_head_dim"] * hidden
+    )
+    tokens = case.batch * case.tokens
+    seen = sum(
+        min(size["index_topk"], case.past + token + 1) for token in range(case.tokens)
+    )  # tokens that the new tokens of one request attend to
+    attention = 2 * case.batch * seen * heads * (latent + size["kv_lora_rank"])
+    width = 1 if "float8" in mock.dtypes["weights"] else 2  # bytes of a weight
+    return 2.0 * tokens * weights + attention, float(weights * width)
+
 
 DSA = Op(
     name="dsa",
@@ -30,4 +89,10 @@ DSA = Op(
         r"(?i)sparse_attn",  # FlashMLA's prefill kernel: gathers the picked tokens
         r"flash_fwd_splitkv_mla.*sparse",  # FlashMLA's decode kernel over an FP8 cache
     ),
+    tables={
+        phase: Table(f"dsa_{phase}_module", "sparse_attention", _COLUMNS, _KERNEL_SOURCE)
+        for phase in (Phase.CONTEXT, Phase.GENERATION)
+    },
+    columns=columns,
+    work=work,
 )

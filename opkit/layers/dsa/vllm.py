@@ -32,6 +32,22 @@ from opkit.layers.vllm_config import model_json
 from opkit.layers.vllm_worker import LayerWorker, OneLayerModel
 
 _PREFIX = "model.layers.0"
+_GEOMETRY = (
+    "hidden_size", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+    "v_head_dim", "index_n_heads", "index_head_dim", "index_topk",
+)  # fmt: skip
+
+
+_CACHE_RECIPES = {
+    "prefilled": "the same prompts prefilled through this module, one request a step, at most "
+    "{limit:,} tokens a step",
+    "pooled": "one long prompt prefilled through this module, its blocks repeated over the cache",
+}
+_LIMIT_RECIPES = {
+    "server": "the server's own",
+    "cases": "lengths, requests and tokens a step raised to what the cases need; a graph for each "
+    "batch",
+}
 
 
 def topk_buffer(vllm_config: Any) -> Any:
@@ -135,8 +151,7 @@ class DsaMock:
             model={
                 "architecture": shape.architectures[0],
                 "num_heads": shape.num_attention_heads,
-                "hidden_size": shape.hidden_size,
-                "index_topk": shape.index_topk,
+                **{name: getattr(shape, name) for name in _GEOMETRY},
                 "num_hidden_layers": stored["num_hidden_layers"],
                 "config_sha256": file_digest(Path(self.plan.model) / "config.json"),
             },
@@ -147,6 +162,7 @@ class DsaMock:
                 "indexer_cache": _dtype(indexer.k_cache.kv_cache.dtype),
             },
             tp_size=self.plan.tp_size,
+            engine_args=self.plan.engine_args,
             layer_source=self._sources(),
             recipe=self._recipe(),
             notes=self._notes(),
@@ -172,8 +188,8 @@ class DsaMock:
             "weights": "vLLM's dummy weights: uniform in ±1e-3, seed 1234 for every parameter",
             "activations": f"prompt_tokens(seed={self.plan.seed}, request 0 to batch-1), "
             "through embed_tokens and input_layernorm of layer 0",
-            "kv_cache": "the same prompts prefilled through this module, one request a step, "
-            f"at most {limit:,} tokens a step",
+            "kv_cache": _CACHE_RECIPES[self.plan.caches].format(limit=limit),
+            "limits": _LIMIT_RECIPES[self.plan.limits],
             "kv_cache_blocks": "consecutive blocks of a fresh pool, request after request",
         }
 

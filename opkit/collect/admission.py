@@ -1,0 +1,236 @@
+"""Admission: collect asks the ledger, and the ledger must have proved exactly this.
+
+Asked twice: before anything is started, with what is known then (op, backend, GPU, policy), and
+when the mock is built, with what it says of itself (versions, dtypes, layer sources). Both times
+every difference is named; ``--waive`` lets a run through, and its reason stands in every row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from opkit.align.ledger import FRAMEWORKS, Ledger, LedgerEntry
+from opkit.align.policy import Policy
+from opkit.errors import Refused
+from opkit.layers.manifest import Manifest
+from opkit.layers.op import LaunchMode, Op
+
+# Parts of a layer's source that decide what is launched; opkit's own worker and mock among them.
+_SHOWN_FILES = 3
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What admits a collection.
+
+    Attributes:
+        op, backend: what is to be collected.
+        entries: the verdict of each phase; none for an op without phases or a phase without one.
+        differences: why the ledger does not admit it; empty when it does.
+        waiver: the user's reason to collect all the same.
+    """
+
+    op: str
+    backend: str
+    entries: dict[str, LedgerEntry] = field(default_factory=dict)
+    differences: tuple[str, ...] = ()
+    waiver: str = ""
+
+    @property
+    def verdicts(self) -> str:
+        """The verdicts' ids, for a row; empty when there are none."""
+        return " ".join(sorted({entry.id for entry in self.entries.values()}))
+
+    def subject(self) -> dict[str, Any]:
+        """What the verdicts hold for, for the rows' keys; it does not change between runs."""
+        return {
+            phase: {
+                "framework": entry.framework,
+                "gpu": entry.gpu,
+                "dtypes": entry.dtypes,
+                "architecture": entry.architecture,
+                "layer": entry.layer_digest,
+            }
+            for phase, entry in sorted(self.entries.items())
+        }
+
+    def engine_args(self) -> tuple[str, ...]:
+        """The serving command's flags that were aligned; empty when no verdict tells them."""
+        for entry in self.entries.values():
+            found = _provenance(entry).get("engine_args") or ()
+            if found:
+                return tuple(found)
+        return ()
+
+    def mode(self, phase: str) -> LaunchMode | None:
+        """The launch mode in which the engine was seen to run the phase."""
+        entry = self.entries.get(phase)
+        if entry is None:
+            return None
+        for result in entry.alignment().phases:
+            for case in result.cases if str(result.phase) == phase else ():
+                if case.e2e.mode is not None:
+                    return case.e2e.mode
+        return None
+
+    def kernels(self, phase: str) -> frozenset[str]:
+        """Short names of the kernels that the engine was seen to launch in the phase."""
+        entry = self.entries.get(phase)
+        if entry is None:
+            return frozenset()
+        return frozenset(
+            pair.e2e.short
+            for result in entry.alignment().phases
+            if str(result.phase) == phase
+            for case in result.cases
+            for pair in case.pairs
+            if pair.e2e is not None
+        )
+
+
+def ask_ledger(
+    ledger: Ledger,
+    op: Op,
+    phases: Sequence[str],
+    backend: str,
+    *,
+    gpu: str = "",
+    policy: Policy | None = None,
+    waiver: str = "",
+) -> Admission:
+    """Ask before anything is started.
+
+    Args:
+        ledger: the record of verdicts.
+        op: what is to be collected.
+        phases: of the op; empty for one without phases, which no verdict covers yet.
+        backend: whose classes build the mock.
+        gpu: the GPU's name, when it is known already.
+        policy: what the verdict must have been judged by; the default policy when None.
+        waiver: reason to collect without a verdict.
+
+    Raises:
+        Refused: nothing admits it and there is no waiver; every difference is named.
+    """
+    entries: dict[str, LedgerEntry] = {}
+    differences: list[str] = []
+    for phase in phases or [""]:
+        entry, why = _entry(ledger, op, phase, backend, gpu)
+        if entry is not None:
+            entries[phase] = entry
+            why += _judged_otherwise(entry, policy or Policy())
+        differences += why
+    found = Admission(op.name, backend, entries, tuple(dict.fromkeys(differences)), waiver)
+    return _decide(found)
+
+
+def check_mock(admission: Admission, mock: Manifest, gpu: str) -> Admission:
+    """Ask again when the mock is built.
+
+    Raises:
+        Refused: the mock is not what the verdicts hold for, and there is no waiver.
+    """
+    found = [
+        difference
+        for entry in admission.entries.values()
+        for difference in _differences(entry, mock, gpu)
+    ]
+    known = tuple(dict.fromkeys((*admission.differences, *found)))
+    return _decide(
+        Admission(admission.op, admission.backend, admission.entries, known, admission.waiver)
+    )
+
+
+def _decide(found: Admission) -> Admission:
+    if found.differences and not found.waiver:
+        listed = "; ".join(found.differences)
+        raise Refused(
+            f"{found.op} on {found.backend} is not admitted: {listed}",
+            f"align it first: opkit align {found.op} --e2e-cmd '…'\n"
+            "or say why it may be collected all the same: --waive 'reason'",
+        )
+    return found
+
+
+def _entry(
+    ledger: Ledger, op: Op, phase: str, backend: str, gpu: str
+) -> tuple[LedgerEntry | None, list[str]]:
+    """The newest verdict on this GPU, or what stands in the way."""
+    what = f"{op.name} {phase}".strip()
+    entries = ledger.entries(op.name, phase=phase or None, backend=backend)
+    if not entries:
+        others = sorted({e.backend for e in ledger.entries(op.name, phase=phase or None)})
+        told = f" (there is one on {', '.join(others)})" if others else ""
+        return None, [f"no verdict on {what} for {backend}{told}"]
+    here = [entry for entry in entries if not gpu or entry.gpu == gpu]
+    if not here:
+        return entries[0], [f"GPU: {what} was aligned on {entries[0].gpu}, this is {gpu}"]
+    entry = here[0]
+    if entry.passed:
+        return entry, []
+    failed = [
+        check.check
+        for result in entry.alignment().phases
+        if str(result.phase) == phase
+        for check in result.checks
+        if str(check.outcome) != "pass"
+    ]
+    return entry, [f"the newest verdict on {what}, {entry.id}, is {entry.verdict} "
+                   f"({', '.join(failed) or 'no check told'})"]  # fmt: skip
+
+
+def _judged_otherwise(entry: LedgerEntry, policy: Policy) -> list[str]:
+    """Where the verdict's policy differs from the one asked for."""
+    theirs = json.loads(entry.policy)
+    ours = json.loads(json.dumps(vars(policy), default=vars))
+    return [
+        f"policy: {entry.id} was judged with {name} = {theirs.get(name)}, asked for is {value}"
+        for name, value in sorted(ours.items())
+        if theirs.get(name, value) != value
+    ]
+
+
+def _differences(entry: LedgerEntry, mock: Manifest, gpu: str) -> list[str]:
+    """Where the built mock is not what the verdict holds for."""
+    version = mock.versions.get(FRAMEWORKS.get(entry.backend, entry.backend), "")
+    told = _provenance(entry)
+    model = told.get("model") or {}
+    pairs: list[tuple[str, Any, Any]] = [
+        (f"{entry.backend} version", entry.framework, version),
+        ("GPU", entry.gpu, gpu),
+        ("architecture", entry.architecture, mock.model.get("architecture", "")),
+        ("model configuration", model.get("config_sha256"), mock.model.get("config_sha256")),
+        ("engine flags", tuple(told.get("engine_args") or ()), tuple(mock.engine_args)),
+    ]
+    pairs += [
+        (f"dtype of {name}", value, mock.dtypes.get(name))
+        for name, value in sorted(json.loads(entry.dtypes).items())
+    ]
+    found = [
+        f"{what}: {entry.id} holds for {_shown(aligned)}, this is {_shown(here)}"
+        for what, aligned, here in pairs
+        if aligned and aligned != here
+    ]
+    aligned_source: dict[str, str] = json.loads(entry.layer_source)
+    changed = sorted(
+        name
+        for name in aligned_source.keys() | mock.layer_source.keys()
+        if aligned_source.get(name) != mock.layer_source.get(name)
+    )
+    if changed:
+        more = f" and {len(changed) - _SHOWN_FILES} more" if len(changed) > _SHOWN_FILES else ""
+        found.append(
+            f"layer source: changed since {entry.id}: {', '.join(changed[:_SHOWN_FILES])}{more}"
+        )
+    return found
+
+
+def _shown(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value) if value else "unknown"
+
+
+def _provenance(entry: LedgerEntry) -> dict[str, Any]:
+    return entry.alignment().provenance
