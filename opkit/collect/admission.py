@@ -44,18 +44,19 @@ class Admission:
         """The verdicts' ids, for a row; empty when there are none."""
         return " ".join(sorted({entry.id for entry in self.entries.values()}))
 
-    def subject(self) -> dict[str, Any]:
-        """What the verdicts hold for, for the rows' keys; it does not change between runs."""
-        return {
-            phase: {
-                "framework": entry.framework,
-                "gpu": entry.gpu,
-                "dtypes": entry.dtypes,
-                "architecture": entry.architecture,
-                "layer": entry.layer_digest,
-            }
-            for phase, entry in sorted(self.entries.items())
-        }
+    def subject(self, phase: str, framework: str, gpu: str) -> dict[str, Any]:
+        """What the keys of a phase's rows stand for; equal for every run of the same subject.
+
+        Args:
+            phase: empty for an op without phases.
+            framework: version of the backend on this host.
+            gpu: name of the GPU.
+        """
+        found: dict[str, Any] = {"framework": framework, "gpu": gpu}
+        entry = self.entries.get(phase)
+        if entry is not None:
+            found |= {"dtypes": entry.dtypes, "layer": entry.layer_digest, "model": _model(entry)}
+        return found
 
     def engine_args(self) -> tuple[str, ...]:
         """The serving command's flags that were aligned; empty when no verdict tells them."""
@@ -230,6 +231,11 @@ def _differences(entry: LedgerEntry, mock: Manifest, gpu: str) -> list[str]:
 
 def _shown(value: Any) -> str:
     return " ".join(value) if isinstance(value, tuple) else str(value) if value else "unknown"
+
+
+def _model(entry: LedgerEntry) -> str:
+    """Digest of the model's configuration; empty when the verdict does not tell."""
+    return str((_provenance(entry).get("model") or {}).get("config_sha256") or "")
 
 
 def _provenance(entry: LedgerEntry) -> dict[str, Any]:
