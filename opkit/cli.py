@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,9 @@ from opkit.align.ledger import Ledger
 from opkit.align.profile.e2e import Collect, Mode
 from opkit.align.result import Outcome
 from opkit.align.result_json import align_json
+from opkit.cli_collect import collect, verify
+from opkit.cli_output import PathType, show, shown
+from opkit.collect.record import find_records
 from opkit.errors import (
     EXIT_BAD_INPUT,
     EXIT_BUG,
@@ -33,6 +36,7 @@ from opkit.layers.op import Phase
 from opkit.layers.registry import find_op
 from opkit.nsys_parsers.keep import Keep
 from opkit.nsys_parsers.slim import slim
+from opkit.reports.collecting import print_collections
 from opkit.reports.progress import Progress
 from opkit.reports.terminal import print_align, print_status
 
@@ -42,7 +46,6 @@ EXIT_CODES = {
     Outcome.INCONCLUSIVE: EXIT_INCONCLUSIVE,
 }
 
-PathType = click.Path(path_type=Path)
 Seconds = click.FloatRange(min=0)
 
 
@@ -82,15 +85,6 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 def _complain(sentence: str, hint: str = "") -> None:
     print(f"opkit: {sentence}", *(f"  {line}" for line in hint.splitlines()), sep="\n",
           file=sys.stderr)  # fmt: skip
-
-
-def _print(text: str) -> None:
-    """Print a result. A reader who has gone, as in `| head`, changes no exit code."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        # Python flushes stdout once more at its end, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -187,17 +181,14 @@ def align(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
     """
     options = asked.AlignOptions(**given)
     if dry_run:
-        _print(asked.dry_run(options))
+        show(asked.dry_run(options))
         return 0
     with Progress() as progress:
         found = asked.answer(options, progress)
     if as_json:
-        _print(json.dumps(align_json(found.result), indent=1) + "\n")
+        show(json.dumps(align_json(found.result), indent=1) + "\n")
     else:
-        console = Console(highlight=False)
-        with console.capture() as report:
-            print_align(found.result, console, verbose=verbose)
-        _print(report.get())
+        show(shown(lambda console: print_align(found.result, console, verbose=verbose)))
     if found.keep:
         name = Ledger(options.out / "ledger.db").record(found.result, found.folder)
         print(f"recorded as {name}; files in {found.folder}", file=sys.stderr)
@@ -211,16 +202,21 @@ def align(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the entries as one JSON object.")
 def status(op: str | None, out: Path, as_json: bool) -> None:
-    """What is aligned, for which versions and GPU, when, from which files."""
+    """What is aligned and collected, for which versions and GPU, when, and with which waivers."""
     entries = Ledger(out / "ledger.db").entries(find_op(op).name if op else None)
+    collections = find_records(out, op)
     if as_json:
         rows = [{k: v for k, v in vars(entry).items() if k != "result"} for entry in entries]
-        _print(json.dumps({"schema": "opkit.status/1", "entries": rows}, indent=1) + "\n")
+        made = [{"folder": str(folder), **asdict(record)} for folder, record in collections]
+        found = {"schema": "opkit.status/1", "entries": rows, "collections": made}
+        show(json.dumps(found, indent=1) + "\n")
         return
-    console = Console(highlight=False)
-    with console.capture() as table:
+
+    def draw(console: Console) -> None:
         print_status(entries, console)
-    _print(table.get())
+        print_collections(collections, console)
+
+    show(shown(draw))
 
 
 @cli.group()
@@ -240,8 +236,12 @@ def trace_slim(
     """Copy what alignment needs of IN to OUT (.sqlite or .sqlite.gz); drop and scrub the rest."""
     report = slim(source, target, keep=Keep(modules=modules, steps=steps, iterations=iterations))
     kept = sum(after for _, after in report.rows.values())
-    _print(
+    show(
         f"{target}: {report.target_bytes:,} bytes of {report.source_bytes:,}; {kept:,} rows in "
         f"{len(report.rows)} tables kept, {len(report.dropped)} tables dropped, "
         f"{sum(report.scrubbed.values())} private values scrubbed\n"
     )
+
+
+for command in (collect, verify):
+    cli.add_command(command)

@@ -17,18 +17,25 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # Every part may import itself, ``opkit`` (the version) and ``opkit.errors``; beyond that:
 ALLOWED = {
-    "cli": {"align", "reports", "layers", "nsys_parsers"},
+    "cli": {"align", "collect", "reports", "layers", "nsys_parsers"},
     "__main__": {"cli"},
     # Results and ledger entries are plain data of align.
-    "reports": {"align", "layers"},
+    "reports": {"align", "collect", "layers"},
+    "collect": {"align", "layers", "nsys_parsers"},
     "align": {"layers", "nsys_parsers"},
     "layers": set(),
     "nsys_parsers": set(),
     "errors": set(),
     "__init__": set(),
 }
-# Of align, reports may read only this: what an alignment found, as plain data.
-PLAIN_DATA = ("opkit.align.result", "opkit.align.result_json", "opkit.align.ledger")
+# Of align, reports and collect may read only this: what an alignment found, as plain data, and the
+# policy that it was judged by.
+PLAIN_DATA = (
+    "opkit.align.result",
+    "opkit.align.result_json",
+    "opkit.align.ledger",
+    "opkit.align.policy",
+)
 FRAMEWORKS = {"torch", "vllm", "tensorrt_llm", "sglang", "ray", "nvtx"}
 
 
@@ -36,7 +43,8 @@ def part_of(name: str) -> str:
     """The part of the package that ``layers/op.py`` or ``opkit.layers.op`` lies in."""
     if name == "opkit":
         return "__init__"
-    return name.removeprefix("opkit.").removesuffix(".py").replace("/", ".").split(".")[0]
+    part = name.removeprefix("opkit.").removesuffix(".py").replace("/", ".").split(".")[0]
+    return part.removesuffix("_collect").removesuffix("_output")  # the files of the command line
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -84,7 +92,7 @@ def breaches(module: str, tree: ast.AST) -> list[str]:
         other = part_of(name)
         if other not in {part, "errors", "__init__"} | ALLOWED[part]:
             wrong.append(f"{module} imports {name}")
-        if part == "reports" and other == "align" and name not in PLAIN_DATA:
+        if part in ("reports", "collect") and other == "align" and name not in PLAIN_DATA:
             wrong.append(f"{module} imports {name}, which is no plain data")
     return wrong
 
@@ -104,6 +112,9 @@ def test_imports_run_one_way(module: str) -> None:
         ("align/run.py", "from opkit import cli"),
         ("reports/terminal.py", "from opkit.nsys_parsers.trace import open_trace"),
         ("reports/terminal.py", "from opkit.align.judge import judge"),
+        ("collect/run.py", "from opkit.align.judge import judge"),
+        ("collect/run.py", "from opkit.reports.terminal import print_align"),
+        ("align/run.py", "from opkit.collect.run import collect"),
     ],
 )
 def test_a_forbidden_import_is_found(module: str, code: str) -> None:
@@ -112,7 +123,7 @@ def test_a_forbidden_import_is_found(module: str, code: str) -> None:
 
 def backend(module: str) -> bool:
     """Whether it may import a framework: only a backend of ``layers``."""
-    return module.startswith("layers/") and Path(module).name.startswith("vllm")
+    return module.startswith("layers/") and Path(module).name.startswith(("vllm", "torch_"))
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if not backend(module)])

@@ -164,7 +164,7 @@ def _rest(op: Op, kernels: Sequence[tuple[str, float]]) -> float:
 
 
 def shipped_latencies(
-    table: Path, columns: Mapping[Case, Mapping[str, str | int]]
+    table: Path, columns: Mapping[Case, Mapping[str, str | int | float]]
 ) -> dict[Case, float]:
     """What another table says of the cases; between two steps of one batch, linearly in between.
 

@@ -66,7 +66,8 @@ class Power:
         watts: mean over the run.
         limit_watts: the GPU's power limit.
         joules_per_iteration: energy of one iteration.
-        method: ``energy counter`` or ``sampling``.
+        method: ``energy counter``, ``sampling of instantaneous power`` or ``sampling of the 1 s
+            average``.
         seconds: duration of the run.
         samples: samples taken (0 with the energy counter).
         overhead: own overhead: time of the iterations with measuring over without, minus one.
@@ -107,6 +108,7 @@ class Measurement:
         before, after: the GPU's state around the measured iterations.
         throttled: whether the clock was lowered while measuring, for power or heat.
         power: with ``--measure-power``.
+        notes: what could not be measured, and what was odd.
     """
 
     elapsed_ms: tuple[float, ...]
@@ -121,6 +123,7 @@ class Measurement:
     after: GpuState = field(default_factory=GpuState)
     throttled: bool = False
     power: Power | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; :func:`measurement_from_json` reads it back."""
@@ -145,6 +148,7 @@ def measurement_from_json(data: dict[str, Any], origin: str) -> Measurement:
                 "before": _state(data["before"]),
                 "after": _state(data["after"]),
                 "power": Power(**data["power"]) if data["power"] else None,
+                "notes": tuple(data.get("notes", ())),
             }
         )
     except (TypeError, KeyError, ValueError, AttributeError) as error:

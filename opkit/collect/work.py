@@ -16,6 +16,7 @@ from typing import Any
 
 from opkit.collect.measurement import Measurement, Timing, digest_text, measurement_from_json
 from opkit.errors import BadInput
+from opkit.layers.manifest import Manifest
 from opkit.layers.plan import Plan, PlannedCase
 
 SCHEMA = "opkit.row/1"
@@ -54,6 +55,7 @@ class Fault(StrEnum):
     CUDA = "CUDA error"
     CRASH = "worker died"
     TIMEOUT = "timed out"
+    WRONG = "wrong result"  # a collective did not compute what it should; never retried
     ERROR = "error"  # any other exception
 
 
@@ -154,6 +156,11 @@ def content_key(series: str, tp_size: int, planned: PlannedCase[Any]) -> str:
     """The digest of all that decides a row's value: ``SERIES-CASE``."""
     case = {**asdict(planned.case), "mode": planned.mode, "tp_size": tp_size}
     return f"{series}-{_digest(case)}"
+
+
+def build_digest(manifest: Manifest) -> str:
+    """The digest of what a build says of itself, but when it was made; 10 hexadecimal digits."""
+    return _digest({**asdict(manifest), "created": ""})
 
 
 def _digest(data: dict[str, Any]) -> str:

@@ -7,14 +7,19 @@ from typing import cast
 
 from opkit.errors import BadInput, ToolMissing
 from opkit.layers.dsa import DSA
+from opkit.layers.gemm import GEMM
 from opkit.layers.mock import Mock
 from opkit.layers.op import Op
 from opkit.layers.plan import Plan
 
-OPS: dict[str, Op] = {op.name: op for op in (DSA,)}
+OPS: dict[str, Op] = {op.name: op for op in (DSA, GEMM)}
 
-_MOCKS: dict[tuple[str, str], str] = {("dsa", "vllm"): "opkit.layers.dsa.vllm"}
+_MOCKS: dict[tuple[str, str], str] = {
+    ("dsa", "vllm"): "opkit.layers.dsa.vllm",
+    ("gemm", "torch"): "opkit.layers.gemm.torch_mock",
+}
 _INSTALL = {
+    "torch": "pip install torch",
     "vllm": "pip install vllm==0.24.0 (on the GPU host, with its own torch)",
 }
 

@@ -1,0 +1,149 @@
+"""Measuring again: a sample of a collection, or the shapes that the engine itself ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from opkit.align.ledger import Ledger, LedgerEntry
+from opkit.collect.admission import Admission
+from opkit.collect.fidelity import (
+    Fidelity,
+    compare_with_engine,
+    engine_cases,
+    shipped_latencies,
+)
+from opkit.collect.groups import make_groups
+from opkit.collect.latency import Latency, choose
+from opkit.collect.options import Where, again
+from opkit.collect.parts import read_parts
+from opkit.collect.record import Record
+from opkit.collect.run import labels_of, measure, read_builds, rows_of
+from opkit.collect.sweep import Sweep
+from opkit.collect.tally import Status
+from opkit.collect.verify import Verified, compare, pick
+from opkit.collect.work import Group, Row
+from opkit.errors import BadInput
+from opkit.layers.op import AnyCase, Case, case_from_json
+from opkit.layers.registry import find_op
+
+OnEvent = Callable[[Status], None]
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How a collection is verified.
+
+    Attributes:
+        sample: rows to measure again.
+        seed: of the sample; None for a new one each time.
+        tolerance: share by which a row may deviate; None for each comparison's own.
+        shipped: tables to show beside the engine, by phase.
+    """
+
+    sample: int
+    seed: int | None
+    tolerance: float | None
+    shipped: tuple[Path, ...] = ()
+
+
+def verify_sample(
+    folder: Path, record: Record, where: Where, options: VerifyOptions, on_event: OnEvent
+) -> Verified:
+    """Measure a random sample of a collection's rows again.
+
+    Raises:
+        OpkitError: nothing was collected, or nothing can be measured.
+    """
+    first = pick(rows_of(folder, record), options.sample, options.seed)
+    manifests = read_builds(folder)
+    by_rank: dict[int, list[AnyCase]] = {}
+    for row in first:
+        by_rank.setdefault(manifests[row.build].tp_size, []).append(case_from_json(row.case))
+    groups = [group for tp, cases in by_rank.items() for group in _groups(record, tp, cases)]
+    repeated = _measure(folder / "verify", groups, record, where, on_event)
+    latency = Latency(record.latency)
+    return compare(
+        first,
+        repeated,
+        {row.key: _latency(row, latency) for row in first},
+        {key: _latency(row, latency) for key, row in repeated.items() if row.ok},
+        labels_of(first),
+        **({} if options.tolerance is None else {"tolerance": options.tolerance}),
+    )
+
+
+def verify_against_engine(
+    folder: Path,
+    record: Record,
+    ledger: Ledger,
+    where: Where,
+    options: VerifyOptions,
+    on_event: OnEvent,
+) -> Fidelity:
+    """Measure the shapes that the aligned engine ran, and compare with its own GPU time.
+
+    Raises:
+        BadInput: the verdict that admitted the collection is not in the ledger.
+    """
+    op = find_op(record.op)
+    entry = _entry(ledger, record)
+    cases = engine_cases(entry.alignment())
+    groups = _groups(record, entry.tp_size, [match.mock.case for match in cases])
+    rows = _measure(folder / "engine", groups, record, where, on_event)
+    measured = {_case(row): row for row in rows.values()}
+    shipped: dict[Case, float] = {}
+    for table in options.shipped:
+        shipped |= shipped_latencies(
+            table, {case: row.columns for case, row in measured.items() if row.columns}
+        )
+    return compare_with_engine(
+        entry.id,
+        op,
+        cases,
+        measured,
+        shipped,
+        **({} if options.tolerance is None else {"tolerance": options.tolerance}),
+    )
+
+
+def _entry(ledger: Ledger, record: Record) -> LedgerEntry:
+    wanted = set(record.verdicts.split())
+    for entry in ledger.entries(record.op, backend=record.backend):
+        if entry.id in wanted:
+            return entry
+    raise BadInput(
+        f"the ledger {ledger.path} does not hold the verdict that admitted this collection "
+        f"({record.verdicts or 'it was waived'})",
+        "there is no engine's trace to compare with",
+    )
+
+
+def _case(row: Row) -> Case:
+    case = case_from_json(row.case)
+    assert isinstance(case, Case)  # only ops with phases are aligned
+    return case
+
+
+def _groups(record: Record, tp_size: int, cases: Sequence[AnyCase]) -> list[Group]:
+    sweep = Sweep("a sample", (tp_size,), tuple(dict.fromkeys(cases)), {})
+    return make_groups(again(record, find_op(record.op)), sweep, record.timing, ordered=False)
+
+
+def _measure(
+    folder: Path, groups: Sequence[Group], record: Record, where: Where, on_event: OnEvent
+) -> dict[str, Row]:
+    """Measure groups in a folder of their own; rows by key."""
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    here = folder / stamp
+    # Admitted once: what was collected is measured again, whatever the ledger says by now.
+    admitted = Admission(record.op, record.backend, waiver="measured again")
+    measure(groups, where, here, admitted, on_event)
+    return read_parts(here).rows
+
+
+def _latency(row: Row, latency: Latency) -> float:
+    assert row.measurement is not None
+    return choose(row.measurement, latency).ms

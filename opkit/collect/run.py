@@ -1,0 +1,240 @@
+"""A collection from a job to its tables: work, merge, validate, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from opkit.collect.admission import Admission, check_mock
+from opkit.collect.lane import Lane, LaneOptions, LocalLane
+from opkit.collect.latency import Latency
+from opkit.collect.options import Job, Where
+from opkit.collect.parts import Parts, read_parts
+from opkit.collect.pool import RunOptions, run_groups
+from opkit.collect.record import Record
+from opkit.collect.sweep import phase_of
+from opkit.collect.table_provenance import About, head_of
+from opkit.collect.tables import Written, write_tables
+from opkit.collect.tally import Outcome, Status
+from opkit.collect.work import Group, Row, build_digest
+from opkit.errors import BadInput
+from opkit.layers.manifest import Manifest, manifest_from_json
+from opkit.layers.op import case_from_json
+from opkit.nsys_parsers.names import parse_name
+
+TABLES = "tables"
+BUILDS = "builds"
+LOGS = "logs"
+UNALIGNED = "unaligned_kernels"
+# The host's name for what runs without a GPU.
+CPU_LANE = "cpu"
+# CUPTI's names of what is no kernel: copies and fills by the driver.
+_NO_KERNEL = ("Memcpy", "Memset")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What became of a collection.
+
+    Attributes:
+        outcome: of this run.
+        written: the tables, made of every row of the same series that the folder holds.
+        record: what it was.
+        unaligned: kernels that the verdict's engine never launched, with the rows that do.
+        folder: where everything is.
+    """
+
+    outcome: Outcome
+    written: Written
+    record: Record
+    unaligned: Mapping[str, int]
+    folder: Path
+
+    @property
+    def ok(self) -> bool:
+        """Whether every planned row is in a table."""
+        return self.outcome.complete and not self.outcome.failed and self.written.ok
+
+
+def collect(job: Job, on_event: Callable[[Status], None]) -> Collected:
+    """Measure what is missing, and write the tables.
+
+    Raises:
+        Refused: the built mock is not what the verdicts hold for.
+        OpkitError: a folder or program that cannot be used.
+        KeyboardInterrupt: everything started has been ended; the rows measured are kept.
+    """
+    job.record.write(job.folder)
+    outcome = measure(job.groups, job.where, job.folder, job.admission, on_event)
+    return finish(job, outcome)
+
+
+def finish(job: Job, outcome: Outcome) -> Collected:
+    """Merge all parts and write the tables."""
+    parts = read_parts(job.folder)
+    series = {job.subject.series(job.timing, phase) for phase in job.subject.admitted}
+    rows = [row for row in parts.rows.values() if row.key.split("-")[0] in series]
+    manifests = read_builds(job.folder)
+    flags, unaligned = unaligned_kernels(job.admission, rows)
+    written = write_tables(
+        job.op, rows, _about(job, rows, manifests, flags), job.folder / TABLES, force=False
+    )
+    record = dataclasses.replace(
+        job.record,
+        updated=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows={table.name: table.rows for table in written.tables},
+        failed=dict(Counter(str(row.fault) for row in rows if not row.ok)),
+    )
+    record.write(job.folder)
+    return Collected(outcome, written, record, unaligned, job.folder)
+
+
+def measure(
+    groups: Sequence[Group],
+    where: Where,
+    folder: Path,
+    admission: Admission,
+    on_event: Callable[[Status], None],
+) -> Outcome:
+    """Run groups on this host's GPUs, or on a Ray cluster, and keep what builds say of themselves.
+
+    Raises:
+        Refused: a build is not what ``admission`` holds for.
+    """
+
+    def built(manifest: Manifest, group: Group) -> None:
+        del group
+        gpu = manifest.versions.get("gpu", "CPU")
+        check_mock(admission, manifest, gpu)
+        _keep_build(folder, manifest)
+
+    options = LaneOptions(
+        python=where.python, build_s=where.build_timeout, case_s=where.case_timeout
+    )
+    running = RunOptions(retry_failed=where.retry_failed)
+    if where.engine == "ray":
+        from opkit.collect.ray_engine import RayOptions, run_on_ray
+
+        ray = RayOptions(address=where.ray_address, workers=where.lanes, lane=options)
+        return run_on_ray(groups, ray, folder, running, on_event, built)
+    return run_groups(groups, lanes_of(where, options, folder), folder, running, on_event, built)
+
+
+def lanes_of(where: Where, options: LaneOptions, folder: Path) -> list[Lane]:
+    """One lane for each GPU; one without a GPU on a host that has none."""
+    logs = folder / LOGS
+    if not where.gpus:
+        return [LocalLane(CPU_LANE, None, options, logs, folder)]
+    return [LocalLane(f"gpu{gpu.index}", gpu.uuid, options, logs, folder) for gpu in where.gpus]
+
+
+def labels_of(rows: Iterable[Row]) -> dict[str, str]:
+    """How a reader calls each row's case, by key."""
+    found = {}
+    for row in rows:
+        case = case_from_json(row.case)
+        heads = row.columns.get("num_heads")
+        suffix = f" · {heads} heads" if heads is not None else ""
+        found[row.key] = f"{phase_of(case)} {case.label()}{suffix}".strip()
+    return found
+
+
+def unaligned_kernels(
+    admission: Admission, rows: Iterable[Row]
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Rows that launch what the aligned engine never did at the shapes it was aligned at.
+
+    Returns:
+        Flags by key, and how many rows launch each such kernel, by its short name.
+    """
+    known = {phase: admission.kernels(phase) for phase in admission.entries}
+    flags: dict[str, list[str]] = {}
+    counts: Counter[str] = Counter()
+    for row in rows:
+        aligned = known.get(str(row.case.get("phase", "")))
+        if not aligned or row.measurement is None:
+            continue
+        seen = {
+            parse_name(kernel.name).short
+            for kernel in row.measurement.kernels
+            if not kernel.name.startswith(_NO_KERNEL)
+        }
+        strange = seen - aligned
+        counts.update(strange)
+        if strange:
+            flags[row.key] = [UNALIGNED]
+    return flags, dict(counts)
+
+
+def read_builds(folder: Path) -> dict[str, Manifest]:
+    """What every build of a collection said of itself, by digest."""
+    return {
+        path.stem: manifest_from_json(path.read_text(), str(path))
+        for path in sorted((folder / BUILDS).glob("*.json"))
+    }
+
+
+def rows_of(folder: Path, record: Record) -> list[Row]:
+    """The rows that a collection's tables hold.
+
+    Raises:
+        BadInput: it has none.
+    """
+    parts: Parts = read_parts(folder)
+    tables = set(record.rows)
+    # The record holds one series a phase; rows of others were measured in another way.
+    series = set(record.series)
+    found = [
+        row
+        for row in parts.rows.values()
+        if row.ok and row.table in tables and row.key.split("-")[0] in series
+    ]
+    if not found:
+        raise BadInput(f"{folder}: no row has been collected")
+    return found
+
+
+def _keep_build(folder: Path, manifest: Manifest) -> None:
+    path = folder / BUILDS / f"{build_digest(manifest)}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        manifest.write(part)
+        part.replace(path)
+
+
+def _about(
+    job: Job,
+    rows: Sequence[Row],
+    manifests: Mapping[str, Manifest],
+    flags: Mapping[str, Sequence[str]],
+) -> About:
+    builds = [manifests[row.build] for row in rows if row.build in manifests]
+    phase = next(iter(job.subject.admitted.values()))
+    return About(
+        head=head_of(job.subject.backend, str(phase["framework"]), str(phase["gpu"])),
+        backend=job.subject.backend,
+        model=str(builds[0].model.get("architecture", "")) if builds else "",
+        latency=Latency(job.record.latency),
+        verdict=job.admission.verdicts,
+        waiver=job.admission.waiver,
+        differences=job.admission.differences,
+        versions=builds[0].versions if builds else {},
+        sweep=job.sweep.origin,
+        planned=_planned(job),
+        manifests=manifests,
+        flags=flags,
+    )
+
+
+def _planned(job: Job) -> dict[str, int]:
+    """Rows asked for, by table."""
+    counts: Counter[str] = Counter()
+    for case in job.sweep.cases:
+        counts[job.op.table(case).name] += len(job.sweep.tp)
+    return dict(counts)

@@ -1,0 +1,153 @@
+"""The gemm op, and its mock in plain torch against a product in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from opkit.errors import BadInput
+from opkit.layers.gemm import GEMM
+from opkit.layers.graphs import CaptureFailed
+from opkit.layers.manifest import Manifest
+from opkit.layers.op import GemmCase, LaunchMode
+from opkit.layers.plan import Plan, PlannedCase
+
+BF16 = GemmCase(24, 64, 128)
+FP8 = GemmCase(24, 64, 128, "float8_e4m3fn")
+
+
+def plan(*cases: GemmCase, seed: int = 0) -> Plan:
+    planned = tuple(PlannedCase(case, LaunchMode.EAGER) for case in cases)
+    return Plan("gemm", "torch", "", planned, "mock.json", seed=seed)
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch", reason="torch is not installed")
+
+
+def build(made: Plan) -> Any:
+    pytest.importorskip("torch", reason="torch is not installed")
+    from opkit.layers.gemm import torch_mock
+
+    return torch_mock.build(made)
+
+
+@pytest.mark.parametrize(("case", "dtype"), [(BF16, "bfloat16"), (FP8, "fp8")])
+def test_the_columns_are_those_of_the_table(case: GemmCase, dtype: str) -> None:
+    assert GEMM.columns is not None
+    found = GEMM.columns(case, Manifest("mock"))
+    assert found == {"gemm_dtype": dtype, "m": 24, "n": 64, "k": 128}
+    table = GEMM.table(case)
+    assert tuple(found) == table.columns
+    assert (table.name, table.family) == ("gemm", "gemm")
+
+
+def test_the_work_is_the_least_there_can_be() -> None:
+    assert GEMM.work is not None
+    flops, moved = GEMM.work(GemmCase(2, 3, 5), Manifest("mock"))
+    assert (flops, moved) == (60.0, 2 * (10 + 15 + 6))
+    _, less = GEMM.work(GemmCase(2, 3, 5, "float8_e4m3fn"), Manifest("mock"))
+    assert less == 10 + 15 + 2 * 6
+
+
+@pytest.mark.parametrize("case", [BF16, FP8, GemmCase(1, 16, 256), GemmCase(100, 7, 33)])
+def test_the_product_is_right(torch: Any, case: GemmCase) -> None:
+    mock = build(plan(case))
+    computed = mock.prepare(PlannedCase(case, LaunchMode.EAGER))()
+    activations, activation_scale, weight, weight_scale = mock._operands(case)
+    assert (activations.shape, weight.shape) == ((case.m, case.k), (case.n, case.k))
+    exact = activations.double() @ weight.double().t()
+    if case is FP8:
+        exact = exact * activation_scale.double() * weight_scale.double()
+    assert computed.dtype is torch.bfloat16
+    assert computed.shape == (case.m, case.n)
+    # bfloat16 keeps 8 bits: the output is rounded by at most 2^-9 of its value.
+    assert (computed.double() - exact).abs().max() <= exact.abs().max() * 2**-8
+
+
+def test_the_operands_are_those_of_a_model_and_not_degenerate() -> None:
+    case = GemmCase(256, 512, 1024)
+    mock = build(plan(case))
+    activations, _, weight, _ = mock._operands(case)
+    assert weight.float().std().item() == pytest.approx(0.02, rel=0.02)
+    assert activations.float().std().item() == pytest.approx(1.0, rel=0.02)
+    for operand in mock.operands(PlannedCase(case, LaunchMode.EAGER)):
+        assert operand.equal_rows == 0.0
+        assert operand.zeros < 0.001
+        assert operand.distinct > 0.01
+
+
+def test_float8_operands_use_the_whole_range(torch: Any) -> None:
+    mock = build(plan(FP8))
+    activations, scale, weight, weight_scale = mock._operands(FP8)
+    for values, by in ((activations, scale), (weight, weight_scale)):
+        assert values.dtype is torch.float8_e4m3fn
+        assert 400 <= values.float().abs().max().item() <= 448
+        assert by.dtype is torch.float32
+    assert (weight.float() * weight_scale).std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_values_depend_on_the_seed_and_the_shape_alone(torch: Any) -> None:
+    other = GemmCase(24, 128, 128)
+    first, again, seeded = build(plan(BF16)), build(plan(other, BF16)), build(plan(BF16, seed=1))
+    again._operands(other)  # another case before it changes nothing
+    weights = [mock._operands(BF16)[2] for mock in (first, again, seeded)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_operands_are_made_once_for_cases_that_share_them(torch: Any) -> None:
+    small, large, other = GemmCase(1, 64, 128), GemmCase(50, 64, 128), GemmCase(50, 32, 128)
+    mock = build(plan(small, large, other))
+    one, _, weight, _ = mock._operands(small)
+    fifty, _, same_weight, _ = mock._operands(large)
+    _, _, other_weight, _ = mock._operands(other)
+    assert weight.data_ptr() == same_weight.data_ptr() != other_weight.data_ptr()
+    assert torch.equal(one, fifty[:1])
+    assert one.data_ptr() == fifty.data_ptr()
+    mock.close()
+    assert mock._weight == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (GemmCase(8, 64, 64, "int4"), "no element type 'int4'"),
+        (GemmCase(8, 60, 64, "float8_e4m3fn"), "multiples of 16"),
+        (GemmCase(8, 64, 60, "float8_e4m3fn"), "multiples of 16"),
+    ],
+)
+def test_what_torch_cannot_compute_is_refused(case: GemmCase, reason: str) -> None:
+    with pytest.raises(BadInput, match=reason):
+        build(plan(case)).prepare(PlannedCase(case, LaunchMode.EAGER))
+
+
+def test_a_cpu_has_no_graphs(torch: Any) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(CaptureFailed, match="no CUDA graphs"):
+        build(plan(BF16)).prepare(PlannedCase(BF16, LaunchMode.GRAPH))
+
+
+def test_a_graph_is_replayed_and_freed_by_the_next_case(torch: Any) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    mock = build(plan(BF16))
+    replay = mock.prepare(PlannedCase(BF16, LaunchMode.GRAPH))
+    replay()
+    torch.cuda.synchronize()
+    assert mock._graph is replay
+    mock.prepare(PlannedCase(BF16, LaunchMode.EAGER))
+    assert mock._graph is None
+
+
+def test_the_manifest_says_what_it_is_made_of(torch: Any) -> None:
+    described = build(plan(BF16, FP8, seed=7)).describe()
+    assert (described.side, described.op, described.backend) == ("mock", "gemm", "torch")
+    assert described.versions["torch"] == torch.__version__
+    assert described.dtypes["weights"] == "bfloat16, float8_e4m3fn"
+    assert list(described.layer_source) == ["opkit/layers/gemm/torch_mock.py"]
+    assert "normal(0, 0.02)" in described.recipe["weights"]
+    assert "seed 7" in described.recipe["weights"]
