@@ -1,4 +1,7 @@
-"""``python collect_driver.py ROOT LANES BEHAVIOUR…``: a collector to be killed, run as the CLI is."""
+"""``python collect_driver.py ROOT LANES BEHAVIOUR…``: a collector to be killed, run as the CLI is.
+
+LANES is a number, or ``ray`` for a local cluster of two workers.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collecting import Field
 from fake_mocks import group_of
 
 from opkit.collect.pool import RunOptions
+from opkit.collect.ray_engine import RayOptions, run_on_ray
 
 
 def interrupt(number: int, _frame: object) -> None:
@@ -17,13 +21,16 @@ def interrupt(number: int, _frame: object) -> None:
 
 
 def main() -> None:
-    root, lanes, behaviours = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    field, lanes, groups = Field(Path(sys.argv[1])), sys.argv[2], [group_of(*sys.argv[3:])]
+    options = RunOptions(reread_s=0.0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        outcome = Field(root).run(
-            [group_of(*behaviours)], lanes, RunOptions(reread_s=0.0), on_event=lambda _: None
-        )
+        if lanes == "ray":
+            ray = RayOptions(workers=2, lane=field.options())
+            outcome = run_on_ray(groups, ray, field.out, options)
+        else:
+            outcome = field.run(groups, int(lanes), options, on_event=lambda _: None)
     except KeyboardInterrupt:
         sys.exit(130)
     print(outcome.done, outcome.skipped)

@@ -109,6 +109,13 @@ def disk_full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/some/cache")
 
 
+def meet() -> None:
+    """Wait until there are two workers."""
+    pids = Path(os.environ[FOLDER]) / "pids"
+    while len(pids.read_text().split()) < 2:
+        time.sleep(0.02)
+
+
 def child_and_sleep() -> None:
     child = subprocess.Popen(["sleep", "600"])
     note("children", str(child.pid))
@@ -118,6 +125,7 @@ def child_and_sleep() -> None:
 BEHAVIOURS: dict[str, Callable[[], Any]] = {
     "ok": lambda: None,
     "nap": lambda: time.sleep(0.1),
+    "meet": meet,
     "slow": lambda: time.sleep(600),
     "child": child_and_sleep,
     "hang": hang,
@@ -189,11 +197,23 @@ def build_mock(op: Op, backend: str, plan: Plan) -> FakeMock:
     return latest
 
 
-def measure(forward: Callable[[], None], timing: Timing, device: Device) -> Measurement:
+def measure(
+    forward: Callable[[], None],
+    timing: Timing,
+    device: Device,
+    launch: LaunchMode = LaunchMode.EAGER,
+    graph_error: str = "",
+) -> Measurement:
     """One iteration of one millisecond."""
     assert device.name == "fake GPU"
     forward()
-    return Measurement(elapsed_ms=(1.0, 1.0), timing=timing, stopped="iterations")
+    return Measurement(
+        launch=launch,
+        graph_error=graph_error,
+        elapsed_ms=(1.0, 1.0),
+        timing=timing,
+        stopped="iterations",
+    )
 
 
 def recover() -> None:

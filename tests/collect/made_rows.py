@@ -1,4 +1,4 @@
-"""Made rows: measurements, rows and tables without a GPU; and rows of an installed aiconfigurator."""
+"""Made rows, measurements and tables without a GPU, and the rows of an installed aiconfigurator."""
 
 from __future__ import annotations
 

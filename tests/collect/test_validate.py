@@ -81,7 +81,7 @@ def test_the_bound_knows_dtypes_memory_and_the_cache() -> None:
     assert peaks is not None
     wide = peaks.bound_ms(1e12, 0, ["bfloat16"], cold=False)
     assert peaks.bound_ms(1e12, 0, ["fp8_block"], cold=False) == pytest.approx(wide / 2, rel=1e-3)
-    # float8 weights under bf16 activations may run at the faster rate: the bound must not exceed it.
+    # FP8 weights under bf16 activations may run at the faster rate.
     assert peaks.bound_ms(1e12, 0, ["bfloat16", "fp8"], cold=False) < wide
     assert peaks.bound_ms(1e12, 0, [], cold=False) < wide  # what is not known is the fastest
     assert peaks.bound_ms(0, 3.35e9, [], cold=True) == pytest.approx(1.0)
@@ -157,7 +157,7 @@ def test_a_collective_names_itself_and_long_messages_are_whole() -> None:
 
 
 def test_text_columns_are_told_by_name() -> None:
-    texts = "gemm_dtype gemm_type kv_cache_dtype model architecture distribution op_name".split()
+    texts = ("gemm_dtype", "gemm_type", "kv_cache_dtype", "model", "architecture", "op_name")
     assert all(map(is_text, texts))
     assert not any(map(is_text, ("m", "isl", "batch_size", "step", "num_heads", "message_size")))
 
