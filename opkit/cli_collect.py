@@ -14,22 +14,28 @@ import click
 from opkit.align.ledger import Ledger
 from opkit.cli_output import PathType, show, shown
 from opkit.collect import repeat
+from opkit.collect.install import FACTOR
+from opkit.collect.install import install as run_install
 from opkit.collect.latency import Latency
 from opkit.collect.measurement import L2_STATES, PACINGS, Timing
 from opkit.collect.options import CollectOptions, Where, prepare, where_of
 from opkit.collect.parts import read_parts
+from opkit.collect.questions import Asked
 from opkit.collect.record import the_record
-from opkit.collect.run import Collected
+from opkit.collect.run import TABLES, Collected
 from opkit.collect.run import collect as run_collect
 from opkit.collect.verify import SAMPLE
 from opkit.errors import EXIT_FAIL, EXIT_PASS
 from opkit.layers.op import Phase
+from opkit.layers.registry import find_op
 from opkit.reports.collecting import (
     print_collected,
     print_fidelity,
+    print_installed,
     print_plan,
     print_verified,
 )
+from opkit.reports.progress import Progress
 from opkit.reports.run_bar import RunBar
 
 DEFAULT = Timing()
@@ -245,6 +251,83 @@ def verify(
     else:
         show(shown(lambda console: print_verified(found, console)))
     return EXIT_PASS if found.passed else EXIT_FAIL
+
+
+@click.command()
+@click.argument("op")
+@click.option(
+    "--backend",
+    default="",
+    help="Whose tables they are to be; default: the framework that they name.",
+)
+@click.option("--version", default="", help="Of the backend; default: the one that they name.")
+@click.option(
+    "--systems",
+    type=PathType,
+    required=True,
+    help="Overlay folder to make or add to: aiconfigurator's --systems-paths.",
+)
+@click.option("--system", required=True, help="aiconfigurator's name of the system (h100_sxm).")
+@click.option(
+    "--tables", type=PathType, help="Folder of the tables; default: the newest collection's."
+)
+@click.option("--aiconfigurator", default="", help="Interpreter that has it, or its program.")
+@click.option(
+    "--fill/--no-fill",
+    default=True,
+    show_default=True,
+    help="Take rows that were not collected from the installed table of this version.",
+)
+@click.option(
+    "--prove/--no-prove",
+    default=True,
+    show_default=True,
+    help="Prove by scaling that the estimate reads the tables.",
+)
+@click.option(
+    "--factor",
+    type=click.FloatRange(min=1, min_open=True, max=100),
+    default=FACTOR,
+    show_default=True,
+    help="By which the proof scales.",
+)
+@click.option("--model-path", default="", help="Of the estimate; default: follows from the table.")
+@click.option(
+    "--out", type=PathType, default=Path("opkit-out"), show_default=True, help="Output folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def install(
+    op: str,
+    backend: str,
+    version: str,
+    systems: Path,
+    system: str,
+    tables: Path | None,
+    aiconfigurator: str,
+    fill: bool,
+    prove: bool,
+    factor: float,
+    model_path: str,
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Lay OP's tables out for aiconfigurator and prove that it reads them.
+
+    Exit code: 0 installed and proved, 1 the proof does not hold.
+    """  # fmt: skip
+    folder = tables or the_record(out, op, "")[0] / TABLES
+    with Progress() as progress:
+        found = run_install(
+            find_op(op), folder, systems, system, backend=backend, version=version,
+            aiconfigurator=aiconfigurator, fill=fill, prove=prove, factor=factor,
+            asked=Asked(model_path=model_path), say=progress,
+        )  # fmt: skip
+    if as_json:
+        data = {"schema": "opkit.installed/1", **asdict(found), "ok": found.ok}
+        show(json.dumps(data, indent=1, default=str) + "\n")
+    else:
+        show(shown(lambda console: print_installed(found, console)))
+    return EXIT_PASS if found.ok else EXIT_FAIL
 
 
 def _where(given: dict[str, Any]) -> Where:

@@ -17,6 +17,7 @@ from opkit.align.policy import Policy
 from opkit.errors import Refused
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import LaunchMode, Op
+from opkit.nsys_parsers.names import parse_name
 
 # Parts of a layer's source that decide what is launched; opkit's own worker and mock among them.
 _SHOWN_FILES = 3
@@ -78,18 +79,28 @@ class Admission:
         return None
 
     def kernels(self, phase: str) -> frozenset[str]:
-        """Short names of the kernels that the engine was seen to launch in the phase."""
+        """The kernels that the engine was seen to launch in the phase, by :func:`kernel_kind`."""
         entry = self.entries.get(phase)
         if entry is None:
             return frozenset()
         return frozenset(
-            pair.e2e.short
+            kernel_kind(pair.e2e.name)
             for result in entry.alignment().phases
             if str(result.phase) == phase
             for case in result.cases
             for pair in case.pairs
             if pair.e2e is not None
         )
+
+
+def kernel_kind(name: str) -> str:
+    """What stays of a kernel's name between variants and between demanglers.
+
+    Element-wise kernels are told apart by their functor, others by their name without tile and
+    template arguments.
+    """
+    known = parse_name(name)
+    return known.short if known.glue or "elementwise" in known.short else known.stem
 
 
 def ask_ledger(

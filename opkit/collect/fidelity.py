@@ -7,6 +7,7 @@ only the engine's own inputs give them the engine's own values.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,10 +197,11 @@ def shipped_latencies(
 
 def _between(points: Sequence[tuple[float, float]], at: float) -> float | None:
     """Linear interpolation of sorted points; None outside them."""
-    for left, right in zip(points, [*points[1:], None], strict=True):
-        if left[0] == at:
-            return left[1]
-        if right is not None and left[0] < at < right[0]:
+    for step, value in points:
+        if step == at:
+            return value
+    for left, right in itertools.pairwise(points):
+        if left[0] < at < right[0]:
             share = (at - left[0]) / (right[0] - left[0])
             return left[1] + share * (right[1] - left[1])
     return None

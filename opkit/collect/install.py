@@ -260,8 +260,8 @@ def _notes(laid: Laid, place: Place) -> list[str]:
         notes.append(f"rows that these tables have not come from the installed ones of {what}")
     else:
         notes.append(
-            "rows that these tables have not come from earlier versions or another backend, "
-            "without a word; a prefix, head count or dtype that was not collected may be far off"
+            "rows that these tables have not come from earlier versions or another backend, and no "
+            "estimate says which: a prefix, head count or dtype not collected may be far off"
         )
     return notes
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import opkit
+from opkit.collect.post_mortem import how_it_ended, last_words
 from opkit.collect.work import Fault, Group, Row, Task, row_from_json
 from opkit.collect.worker import STANDARD_TOOLS, Settings, build_command, measure_command
 from opkit.errors import RunFailed
@@ -29,10 +29,6 @@ from opkit.layers.manifest import Manifest, manifest_from_json
 
 _POLL_S = 0.2  # how often it is seen whether a worker still lives, and whether it still should
 _REAP_S = 30.0  # after SIGKILL; only a process that hangs in the kernel takes longer
-_TAIL_BYTES = 64 * 1024
-_TAIL_LINES = 5
-# What faulthandler writes when the process is hit, before the frames, innermost first.
-_DUMP = re.compile(r"^(Fatal Python error: .*|.*\(most recent call first\):)$")
 Cancelled = Callable[[], bool]
 
 
@@ -81,12 +77,14 @@ class Tried:
         row: with a value, or with its fault.
         died: whether the worker is gone, killed for it or of itself.
         began: whether the worker had begun with the task; if not, its death is not the task's.
+        gone: whether the lane's place is gone, too; it may take long to find another.
         seconds: what the attempt took by activity: ``prepare``, ``measure``, or ``lost``.
     """
 
     row: Row
     died: bool = False
     began: bool = True
+    gone: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -371,7 +369,7 @@ class LocalLane:
         assert self._popen is not None
         popen = self._popen
         self.drop()
-        said = reason or f"the worker {_cause(popen.returncode)}"
+        said = reason or f"the worker {how_it_ended(popen.returncode)}"
         words = last_words(self._log)
         return _Died(fault, f"{said}; log {self._log.name}: {words}" if words else said)
 
@@ -405,29 +403,3 @@ class LocalLane:
             self._popen, self._link, self._group = None, None, ""
             if link is not None:
                 link.close()
-
-
-def _cause(code: int | None) -> str:
-    """How a process ended."""
-    if code is None:
-        return "does not end"
-    if code >= 0:
-        return f"ended with code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
-
-
-def last_words(log: Path) -> str:
-    """What a dead worker wrote last: where it stood when it was hit, else the last lines."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError as error:
-        return f"its log cannot be read ({error.strerror})"
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    hits = [number for number, line in enumerate(lines) if _DUMP.match(line)]
-    first = hits[0] if hits else max(0, len(lines) - _TAIL_LINES)
-    return " | ".join(lines[first : first + _TAIL_LINES])

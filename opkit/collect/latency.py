@@ -8,10 +8,9 @@ from enum import StrEnum
 
 from opkit.collect.measurement import Measurement
 from opkit.collect.stats import median
+from opkit.collect.timing import host_bound
 from opkit.layers.op import LaunchMode
 
-# An eager row whose kernels fill less of the elapsed time waits for the host.
-HOST_BOUND_SHARE = 0.8
 SETTLED = "spread"  # why iterations ended, when they ended as they should
 
 
@@ -62,7 +61,7 @@ def choose(measurement: Measurement, latency: Latency = Latency.AUTO) -> Chosen:
     source = Latency.GPU if wants_gpu and measurement.gpu_ms else Latency.ELAPSED
     samples = measurement.gpu_ms if source is Latency.GPU else measurement.elapsed_ms
     told = {
-        Flag.HOST_BOUND: eager and _fills(measurement) < HOST_BOUND_SHARE,
+        Flag.HOST_BOUND: bool(host_bound(measurement)),
         Flag.THROTTLED: measurement.throttled,
         Flag.EAGER_FALLBACK: bool(measurement.graph_error),
         Flag.NO_GPU_TIME: wants_gpu and not measurement.gpu_ms,
@@ -70,11 +69,3 @@ def choose(measurement: Measurement, latency: Latency = Latency.AUTO) -> Chosen:
     }
     flags = tuple(flag for flag, on in told.items() if on)
     return Chosen(median(samples) if samples else math.nan, source, samples, flags)
-
-
-def _fills(measurement: Measurement) -> float:
-    """The share of the elapsed time that kernels fill; 1 when it is not known."""
-    if not measurement.gpu_ms or not measurement.elapsed_ms:
-        return 1.0
-    elapsed = median(measurement.elapsed_ms)
-    return median(measurement.gpu_ms) / elapsed if elapsed > 0 else 1.0

@@ -38,7 +38,7 @@ class Timing:
     min_iterations: int = 8
     max_iterations: int = 200
     spread: float = 0.0025
-    max_seconds: float = 3.0
+    max_seconds: float = 2.0
     gpu_time: bool = True
     power: bool = False
     power_seconds: float = 1.0

@@ -77,6 +77,13 @@ class Gpu:
             throttle=self._reasons(),
         )
 
+    def highest_sm_mhz(self) -> int | None:
+        """The highest clock of the SMs, MHz."""
+        if self._nvml is None:
+            return None
+        mhz: int | None = self._ask("nvmlDeviceGetMaxClockInfo", self._nvml.NVML_CLOCK_SM)
+        return mhz
+
     def power_limit_watts(self) -> float | None:
         """The limit that is in force, watts."""
         return _thousandth(self._ask("nvmlDeviceGetEnforcedPowerLimit"))

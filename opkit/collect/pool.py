@@ -285,25 +285,29 @@ class _Run:
 
     def _work(self, shift: _Shift, lot: Lot) -> str:
         """Do the lot's tasks; return why the lane gives its group up, if it does."""
-        name = shift.lane.name
-        try:
-            # A build that outlives the last task would only hold the run up.
-            if reason := self._build(shift, lot, lambda: self._stop.is_set() or not lot.jobs):
-                return reason
-        except Unwanted:
-            return ""
-        while (job := self._board.take(name, lot, anywhere=self._others())) is not None:
+        lane, board = shift.lane, self._board
+        while lot.jobs:
             try:
-                reason = self._job(shift, lot, job)
+                # A build that outlives the last task would only hold the run up.
+                if reason := self._build(shift, lot, lambda: self._stop.is_set() or not lot.jobs):
+                    return reason
+                job = board.take(lane.name, lot, anywhere=self._others())
+                if job is None:
+                    return ""
+                reason = self._in_hand(shift, lot, job)
+                if reason := reason or self._sick(shift, lot):
+                    return reason
             except Unwanted:
-                self._board.give_back(name, lot, job)
                 return ""
-            except BaseException:
-                self._board.give_back(name, lot, job)
-                raise
-            if reason := reason or self._sick(shift, lot):
-                return reason
         return ""
+
+    def _in_hand(self, shift: _Shift, lot: Lot, job: Job) -> str:
+        """:meth:`_job`; whatever it raises, the task is not lost with it."""
+        try:
+            return self._job(shift, lot, job)
+        except BaseException:
+            self._board.give_back(shift.lane.name, lot, job)
+            raise
 
     def _build(self, shift: _Shift, lot: Lot, cancelled: Callable[[], bool]) -> str:
         """Have the lot's mock; return why not."""
@@ -353,9 +357,9 @@ class _Run:
             if row.ok or before is not None or last or not tried.died:
                 self._keep(lane, row if before is None else before, kept=before is not None)
                 return self._settle(lane)
-            if shift.deaths >= self._options.deaths:
+            if tried.gone or shift.deaths >= self._options.deaths:
                 self._board.give_back(lane.name, lot, job)
-                return _sick_text(shift)
+                return ""
 
     def _try(self, shift: _Shift, task: Task, attempt: int, *, keep: bool) -> Tried:
         """Measure once, and count deaths."""
@@ -375,13 +379,12 @@ class _Run:
     def _sick(self, shift: _Shift, lot: Lot) -> str:
         """Why the lane cannot go on after deaths; a task that has succeeded is the test."""
         if shift.deaths == self._options.deaths - 1 and shift.proven is not None:
-            try:
-                if reason := self._build(shift, lot, self._stop.is_set):
-                    return reason
-                self._try(shift, shift.proven, 1, keep=False)
-            except Unwanted:
-                return ""
-        return _sick_text(shift) if shift.deaths >= self._options.deaths else ""
+            if reason := self._build(shift, lot, self._stop.is_set):
+                return reason
+            self._try(shift, shift.proven, 1, keep=False)
+        if shift.deaths < self._options.deaths:
+            return ""
+        return f"its worker died {shift.deaths} times in a row, the last time: {shift.last}"
 
     def _keep(self, lane: Lane, row: Row, *, kept: bool) -> None:
         """Have the row on the disk, and count it."""
@@ -400,7 +403,3 @@ class _Run:
     def _settle(self, lane: Lane) -> str:
         self._board.settle(lane.name)
         return ""
-
-
-def _sick_text(shift: _Shift) -> str:
-    return f"its worker died {shift.deaths} times in a row, the last time: {shift.last}"

@@ -323,7 +323,7 @@ class RayLane:
             task.key, group, "", {}, case, fault=Fault.CRASH, error=reason, created=now,
             seconds=seconds, attempts=attempt,
         )  # fmt: skip
-        return Tried(row, died=True, began=began, seconds={"lost": seconds})
+        return Tried(row, died=True, began=began, gone=True, seconds={"lost": seconds})
 
 
 class _Lost(Exception):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from opkit.collect.admission import Admission, check_mock
+from opkit.collect.admission import Admission, check_mock, kernel_kind
 from opkit.collect.lane import Lane, LaneOptions, LocalLane
 from opkit.collect.latency import Latency
 from opkit.collect.options import Job, Where
@@ -25,7 +25,6 @@ from opkit.collect.work import Group, Row, build_digest
 from opkit.errors import BadInput
 from opkit.layers.manifest import Manifest, manifest_from_json
 from opkit.layers.op import case_from_json
-from opkit.nsys_parsers.names import parse_name
 
 TABLES = "tables"
 BUILDS = "builds"
@@ -160,7 +159,7 @@ def unaligned_kernels(
         if not aligned or row.measurement is None:
             continue
         seen = {
-            parse_name(kernel.name).short
+            kernel_kind(kernel.name)
             for kernel in row.measurement.kernels
             if not kernel.name.startswith(_NO_KERNEL)
         }

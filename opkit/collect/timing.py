@@ -38,8 +38,16 @@ SETTLED = 0.01  # sustained: two batches in a row whose medians and clocks diffe
 SETTLE_BATCH = 0.05  # seconds of one such batch: several periods of the GPU's power control
 LEAST_MORE = 4  # further iterations at a time, at least
 
-TRACE_SHARE = 0.1  # of max_seconds that the traced pass may take, beyond its 3 iterations
+LONG = 0.020  # seconds of an iteration from which fewer of them have to do
+LEAST_LONG = 5  # iterations of a long case: what a confidence interval needs
+TRACE_SECONDS = 0.3  # that the first traced pass may take, beyond its least iterations
 LEAST_TRACED = 3
+# An eager row's value is its GPU time. Its elapsed time tells how far the host holds it up, and
+# jitters by tens of percent where it does: a few iterations say as much as many.
+EAGER_TIMED = 5
+SURELY_BUSY = 0.005  # seconds: no host needs as long for the launches of one layer
+POWER_CAP = "SwPowerCap"
+CAPPED = 0.97  # of the highest clock: the power limit is often touched without cost to the clock
 CLOCK_DROP = 0.9  # a clock below this share of the one before: throttled
 HOST_BOUND = 0.85  # GPU time below this share of elapsed; gaps between kernels explain the rest
 
@@ -54,6 +62,7 @@ class _Run:
     launch: LaunchMode
     clock: Callable[[], float]
     seconds: float = 0.0  # of one iteration
+    busy: float | None = None  # seconds of one iteration in which the GPU works, if known
     host_seconds: float = math.inf  # that one launch of it takes the host
     warmups: int = 0
     notes: list[str] = field(default_factory=list)
@@ -75,9 +84,15 @@ class _Run:
 
     def rest(self) -> float:
         """Seconds of rest before an iteration."""
-        if self.timing.pacing != "burst" or self.seconds < SHORTEST_RESTED:
+        busy = self.seconds if self.busy is None else self.busy
+        if self.timing.pacing != "burst" or busy < SHORTEST_RESTED:
             return 0.0
-        return min(REST_RATIO * self.seconds, LONGEST_REST)
+        return min(REST_RATIO * busy, LONGEST_REST)
+
+    def least(self) -> int:
+        """Measured iterations, at least."""
+        least = self.timing.min_iterations
+        return min(least, LEAST_LONG) if self.seconds >= LONG else least
 
     def batch(self, count: int, during: Callable[[], None] | None = None) -> list[float]:
         """Time ``count`` iterations, milliseconds."""
@@ -116,9 +131,13 @@ def measure(
     if timing.pacing == "sustained":
         _settle(run)
     before, run.states = run.states[-1], []
-    samples, stopped = _iterate(run)
-    slowed = [state for state in run.states if _throttled(before, state)]
-    trace = _trace(run) if timing.gpu_time else Trace()
+    if timing.gpu_time and launch is LaunchMode.EAGER:
+        samples, trace, stopped = _eager(run)
+    else:
+        samples, stopped = _iterate(run)
+        trace = _trace(run) if timing.gpu_time else Trace()
+    top = device.sensors.highest_sm_mhz()
+    slowed = [state for state in run.states if _throttled(before, state, top)]
     power = _power(run) if timing.power else None
     return Measurement(
         elapsed_ms=tuple(samples),
@@ -170,6 +189,8 @@ def _warm_up(run: _Run) -> None:
         (taken,) = run.device.time(watched, 1, Pace(cold=cold, lead=FIRST_LEAD), during)
         steady, last = taken >= STEADY * last, taken
         late = run.clock() - began >= run.timing.max_seconds
+        if taken >= 1e3 * LONG:
+            needed = min(needed, run.warmups)
         if run.warmups >= needed and (steady or late or needed == 1):
             break
     run.seconds = last / 1e3
@@ -194,6 +215,34 @@ def _settle(run: _Run) -> None:
     run.notes.append(f"clock and time had not settled after {run.timing.max_seconds:g} s")
 
 
+def _eager(run: _Run) -> tuple[list[float], Trace, str]:
+    """Traced iterations until the median GPU time is known to ``spread``, then a few timed ones.
+
+    Returns:
+        The elapsed samples in milliseconds, the traced passes as one, and why they ended.
+    """
+    if run.rest() and run.seconds < SURELY_BUSY:
+        # Much of the time may be the host's, and a GPU that waits needs no rest.
+        probe = run.device.trace(run.forward, LEAST_TRACED, Pace(cold=run.timing.l2 == "cold"), 1)
+        run.busy = median(probe.gpu_ms) / 1e3 if probe.gpu_ms else None
+    began = run.clock()
+    trace, stopped = _trace(run), "spread"
+    while trace.gpu_ms and half_width(trace.gpu_ms) > run.timing.spread:
+        used = run.clock() - began
+        if len(trace.gpu_ms) >= run.timing.max_iterations:
+            stopped = "iterations"
+            break
+        if used >= run.timing.max_seconds:
+            stopped = "time"
+            break
+        more = _trace(run, len(trace.gpu_ms) // 2)
+        trace = replace(more, gpu_ms=trace.gpu_ms + more.gpu_ms) if more.gpu_ms else more
+    if not trace.gpu_ms:
+        samples, stopped = _iterate(run)
+        return samples, trace, stopped
+    return run.batch(min(EAGER_TIMED, run.least()), run.look), trace, stopped
+
+
 def _iterate(run: _Run) -> tuple[list[float], str]:
     """Iterations until the median is known to ``spread``, or a bound is reached.
 
@@ -203,7 +252,7 @@ def _iterate(run: _Run) -> tuple[list[float], str]:
     timing = run.timing
     samples: list[float] = []
     began = run.clock()
-    count = timing.min_iterations
+    count = run.least()
     while True:
         samples += run.batch(count, run.look)
         width = half_width(samples)
@@ -229,13 +278,18 @@ def _more(have: int, excess: float) -> int:
     return max(LEAST_MORE, min(have // 2, math.ceil(wanted)))
 
 
-def _trace(run: _Run) -> Trace:
-    """The untimed pass that records kernels, in the pacing of the timed one."""
-    timing = run.timing
+def _trace(run: _Run, count: int = 0) -> Trace:
+    """An untimed pass that records kernels, in the pacing of the timed one.
+
+    Args:
+        run: the case.
+        count: iterations; by default as many as fit, within bounds.
+    """
     pace = replace(run.pace(1), lead=0.0)
-    fitting = _fitting(TRACE_SHARE * timing.max_seconds, run.seconds + pace.rest)
-    count = max(LEAST_TRACED, min(timing.min_iterations, fitting))
-    before = 1 if timing.pacing == "burst" else _fitting(SETTLE_BATCH, run.seconds)
+    fitting = _fitting(TRACE_SECONDS, run.seconds + pace.rest)
+    least = LEAST_LONG if run.launch is LaunchMode.EAGER else LEAST_TRACED
+    count = max(count, least, min(run.timing.min_iterations, fitting))
+    before = 1 if run.timing.pacing == "burst" else _fitting(SETTLE_BATCH, run.seconds)
     return run.device.trace(run.forward, count, pace, before)
 
 
@@ -247,12 +301,16 @@ def _power(run: _Run) -> Power | None:
     return power
 
 
-def _throttled(before: GpuState, after: GpuState) -> bool:
-    """Whether the clock is lowered, for power or heat, or fell by more than a tenth."""
-    if THROTTLES.intersection(after.throttle):
+def _throttled(before: GpuState, after: GpuState, highest_mhz: int | None) -> bool:
+    """Whether heat, hardware or the power limit lowered the clock, or it fell by over a tenth."""
+    reasons = THROTTLES.intersection(after.throttle)
+    if reasons - {POWER_CAP}:
         return True
-    known = before.sm_mhz is not None and after.sm_mhz is not None
-    return known and after.sm_mhz < CLOCK_DROP * before.sm_mhz  # type: ignore[operator]
+    if after.sm_mhz is None:
+        return bool(reasons)
+    if reasons and (highest_mhz is None or after.sm_mhz < CAPPED * highest_mhz):
+        return True
+    return before.sm_mhz is not None and after.sm_mhz < CLOCK_DROP * before.sm_mhz
 
 
 def _fitting(seconds: float, each: float) -> int:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from opkit.collect.fidelity import Fidelity, Shape
+from opkit.collect.install import Installed, command_line
 from opkit.collect.record import Record
 from opkit.collect.run import Collected
 from opkit.collect.sweep import Sweep, phase_of
@@ -232,3 +233,30 @@ def _time_text(outcome: Outcome) -> Text:
 
 def _case_text(row: Row) -> str:
     return f"{row.group}, {case_from_json(row.case).label()}"
+
+
+def print_installed(found: Installed, console: Console) -> None:
+    """Print what was installed, and the proof that it is read."""
+    rows = ", ".join(f"{name} {count:,} rows" for name, count in found.tables.items())
+    console.print(Text.assemble(("installed  ", "bold"), rows, (f"  {found.folder}", "dim")))
+    for note in found.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    for proof in found.proofs:
+        entries = [*proof.scaled, *proof.partly, *proof.foreign]
+        console.print()
+        console.print(Text(f"{proof.table}: its latencies × {proof.factor:g}", style="bold"))
+        columns = [
+            Column("operation", [Text(entry.name) for entry in entries], flexible=True),
+            Column("before ms", [Text(f"{entry.old_ms:,.3f}") for entry in entries], right=True),
+            Column("after ms", [Text(f"{entry.new_ms:,.3f}") for entry in entries], right=True),
+            Column("ratio", [Text(f"{entry.ratio:.4f}") for entry in entries], right=True),
+        ]
+        if entries:
+            console.print(table(columns, min(console.width, WIDEST)))
+        unchanged = len(proof.entries) - len(entries)
+        console.print(f"{unchanged} other operations of the estimate unchanged")
+        word, style = ("PROVED", "green") if proof.holds else ("NOT PROVED", "red")
+        console.print(Text(f"{word}  {proof.sentence}", style=style))
+        console.print(Text(f"  {command_line(proof)}", style="dim"), soft_wrap=True)
+    console.print()
+    console.print(f"use it: aiconfigurator … --systems-paths {found.root}")

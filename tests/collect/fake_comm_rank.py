@@ -57,6 +57,14 @@ def act(what: str, channel: Channel, case: int | None) -> None:
         time.sleep(3600)
 
 
+def meet(where: str, rank: int, ranks: int) -> None:
+    """Wait for the other ranks of this world, as those of a real one do in a collective."""
+    world = Path(sys.argv[1]).parent.name
+    (NOTES / f"{world}-{where}-{rank}").touch()
+    while not all((NOTES / f"{world}-{where}-{other}").exists() for other in range(ranks)):
+        time.sleep(0.002)
+
+
 def answer(case: dict[str, Any], timing: Timing, ranks: int) -> dict[str, Any]:
     """A measurement: a time that grows with the size."""
     each = 0.01 + case["size"] * 1e-8
@@ -81,8 +89,10 @@ def main() -> None:
     if rank == 0:
         channel.send({"kind": "port", "port": 1})
     act(told("start"), channel, None)
+    meet("ready", rank, job["cases"][0]["ranks"])
     channel.send({"kind": "ready"})
     for number, case in enumerate(job["cases"]):
+        meet(str(number), rank, case["ranks"])
         channel.send({"kind": "start", "case": number})
         what = told(str(case["size"]))
         act(what, channel, number)

@@ -12,13 +12,15 @@ import os
 import signal
 import subprocess
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opkit.collect.measurement import Measurement, Timing
-from opkit.collect.work import Group, Task
+from opkit.collect.parts import Part
+from opkit.collect.work import Group, Row, Task
 from opkit.collect.worker import Tools
 from opkit.errors import BadInput, ToolMissing
 from opkit.layers.graphs import CaptureFailed
@@ -27,6 +29,7 @@ from opkit.layers.op import GemmCase, LaunchMode, Op, Table
 from opkit.layers.plan import Plan, PlannedCase
 
 TOOLS = "fake_mocks:tools"
+LATE_TOOLS = "fake_mocks:tools_of_the_late"
 NO_GPU_TOOLS = "fake_mocks:tools_without_gpu"
 FOLDER = "OPKIT_FAKES"
 
@@ -89,7 +92,16 @@ def spin() -> None:
     sum(range(10**12))
 
 
+class Tensor:
+    """What takes the memory."""
+
+
+tensors: weakref.WeakSet[Tensor] = weakref.WeakSet()
+
+
 def out_of_memory() -> None:
+    held = Tensor()
+    tensors.add(held)
     raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
@@ -140,6 +152,7 @@ BEHAVIOURS: dict[str, Callable[[], Any]] = {
     "error": fail,
     "full": disk_full,
     "capture": lambda: None,
+    "late": lambda: None,
 }
 
 
@@ -217,6 +230,7 @@ def measure(
 
 
 def recover() -> None:
+    assert not tensors, "the failed case's tensors are still held, by frames of its exception"
     if latest is not None and latest.behaviour == "oom-broken":
         raise RuntimeError("CUDA error: still out of memory")
 
@@ -228,6 +242,19 @@ def find_op(name: str) -> Op:
 
 def tools() -> Tools:
     return Tools(find_op, build_mock, open_device, measure, recover)
+
+
+def tools_of_the_late() -> Tools:
+    """A worker that dies of a case named ``late`` when its row is on the disk but not yet told."""
+    append = Part.append
+
+    def append_and_die(part: Part, row: Row) -> None:
+        append(part, row)
+        if row.case["dtype"] == "late":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Part.append = append_and_die  # type: ignore[method-assign]
+    return tools()
 
 
 def tools_without_gpu() -> Tools:

@@ -123,8 +123,8 @@ def test_the_verdict_tells_mode_and_kernels(ledger: Ledger) -> None:
     admission = ask_ledger(ledger, DSA, BOTH, "vllm")
     assert admission.mode("context") is LaunchMode.EAGER
     assert admission.mode("generation") is LaunchMode.GRAPH
-    assert "sparse_attn_fwd_kernel" in admission.kernels("generation")
-    assert "topKPerRowPrefill" in admission.kernels("context")
+    assert any("sparse_attn_fwd_kernel" in kind for kind in admission.kernels("generation"))
+    assert any("topKPerRowPrefill" in kind for kind in admission.kernels("context"))
     assert Admission("gemm", "torch").mode("") is None
 
 

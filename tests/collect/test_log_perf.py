@@ -189,7 +189,7 @@ def test_other_columns_are_not_merged(tmp_path: Path) -> None:
     path = tmp_path / "gemm_perf.txt"
     foreign(path, "node1-11", line(1))
     path.with_name(f"{path.name}.node1-12.part").write_text(f"{HEADER},power\r\n{line(2)},3.0\r\n")
-    with pytest.raises(BadInput, match="rows with and without power|has columns"):
+    with pytest.raises(BadInput, match="has columns"):
         merge_perf(path)
     assert not path.exists()
 

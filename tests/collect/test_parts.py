@@ -222,8 +222,6 @@ def test_two_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
         "[part.append(Row(f'{sys.argv[2]}{n}', 'g', 't', {}, {}, Measurement((1.0,))))"
         " for n in range(50)]"
     )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"
-    ]
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert len(read_parts(tmp_path).rows) == 100

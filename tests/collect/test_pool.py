@@ -321,9 +321,7 @@ def test_a_build_that_nobody_needs_any_more_holds_nothing_up(field: Field) -> No
     class Slow(LocalLane):
         def build(self, group, cancelled):  # type: ignore[no-untyped-def]
             until_joined.set()
-            return super().build(
-                replace(group, plan=replace(group.plan, model="slow")), cancelled
-            )
+            return super().build(replace(group, plan=replace(group.plan, model="slow")), cancelled)
 
     class Waits(LocalLane):
         def build(self, group, cancelled):  # type: ignore[no-untyped-def]

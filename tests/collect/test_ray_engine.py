@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -20,7 +21,7 @@ from fake_mocks import group_of
 from opkit.collect import ray_engine
 from opkit.collect.pool import RunOptions
 from opkit.collect.ray_engine import RayLane, RayOptions, ray_lanes, run_on_ray
-from opkit.collect.tally import Outcome
+from opkit.collect.tally import Outcome, Status
 from opkit.collect.work import Fault
 from opkit.errors import BadInput, RunFailed, ToolMissing
 
@@ -36,15 +37,20 @@ def field(tmp_path: Path) -> Field:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A local cluster of two CPUs, which the runs of this file connect to and must leave alone."""
+    """Two nodes of a CPU each, which the runs of this file find connected and must leave so."""
     ray = ray_engine._import_ray()
+    module = importlib.import_module("ray.cluster_utils")
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     with ray_engine._own_signals():
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-            object_store_memory=80 * 2**20,
-        )  # fmt: skip
-    yield ray
+        made = module.Cluster(
+            initialize_head=True, head_node_args={**node, "include_dashboard": False}
+        )
+        made.second = made.add_node(**node)
+        made.wait_for_nodes()
+        ray.init(address=made.address, log_to_driver=False)
+    yield made
     ray.shutdown()
+    made.shutdown()
 
 
 def run(field: Field, *behaviours: str, options: Any = None, **changes: Any) -> Outcome:
@@ -63,7 +69,8 @@ def actor_of(worker: int) -> int:
 
 
 @needs_ray
-def test_every_fault_has_the_same_end_as_on_one_host(cluster: Any, field: Field) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_every_fault_has_the_same_end_as_on_one_host(field: Field) -> None:
     outcome = run(
         field, "ok", "segfault", "oom-once", "refused", "hang-once", "cuda-once", "ok", case_s=1.0
     )
@@ -73,13 +80,13 @@ def test_every_fault_has_the_same_end_as_on_one_host(cluster: Any, field: Field)
     keys = [json.loads(line)["key"] for line in field.lines()]
     assert len(set(keys)) == len(keys) == 7
     assert field.parts().rows["3-oom-once"].attempts == 2
-    assert cluster.is_initialized(), "it was not started by the run"
+    assert importlib.import_module("ray").is_initialized(), "it was not started by the run"
 
 
 @needs_ray
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("victim", ["worker", "actor"])
-def test_what_is_killed_costs_the_case_in_hand(cluster: Any, field: Field, victim: str) -> None:
-    del cluster
+def test_what_is_killed_costs_the_case_in_hand(field: Field, victim: str) -> None:
     killed: list[int] = []
 
     def on_event(_status: object) -> None:
@@ -89,7 +96,7 @@ def test_what_is_killed_costs_the_case_in_hand(cluster: Any, field: Field, victi
             os.kill(killed[0], signal.SIGKILL)
 
     ray = RayOptions(lane=field.options(), actor_s=20.0)
-    outcome = run_on_ray([group_of(*["nap"] * 30)], ray, field.out, on_event=on_event)
+    outcome = run_on_ray([group_of("meet", *["nap"] * 29)], ray, field.out, on_event=on_event)
     field.ended()
     assert killed
     assert (outcome.done, outcome.failed, outcome.complete) == (30, (), True)
@@ -98,9 +105,11 @@ def test_what_is_killed_costs_the_case_in_hand(cluster: Any, field: Field, victi
 
 
 @needs_ray
-def test_an_interrupt_ends_workers_wherever_they_are(cluster: Any, field: Field) -> None:
-    def on_event(_status: object) -> None:
-        if field.begun(2) and field.begun(3):
+@pytest.mark.usefixtures("cluster")
+def test_an_interrupt_ends_workers_wherever_they_are(field: Field) -> None:
+    def on_event(status: Status) -> None:
+        if status.done:
+            until(lambda: field.begun(2) and field.noted("children"))
             raise KeyboardInterrupt
 
     ray = RayOptions(lane=field.options(), actor_s=20.0)
@@ -111,20 +120,20 @@ def test_an_interrupt_ends_workers_wherever_they_are(cluster: Any, field: Field)
     children = {int(line) for line in field.noted("children")}
     until(lambda: not children & {pid for pid, _, _ in living()})
     assert set(field.parts().rows) == {"1-ok"}
-    assert cluster.is_initialized()
+    assert importlib.import_module("ray").is_initialized()
 
 
 @needs_ray
-def test_what_was_done_on_a_host_is_not_done_again_on_a_cluster(cluster: Any, field: Field) -> None:
-    del cluster
+@pytest.mark.usefixtures("cluster")
+def test_what_was_done_on_a_host_is_not_done_again_on_a_cluster(field: Field) -> None:
     field.run([group_of("ok", "ok")])
     outcome = run(field, "ok", "ok", "ok")
     assert (outcome.planned, outcome.done) == (1, 1)
 
 
 @needs_ray
-def test_a_node_with_a_full_disk_is_left_and_its_tasks_are_not(cluster: Any, field: Field) -> None:
-    del cluster
+@pytest.mark.usefixtures("cluster")
+def test_a_node_with_a_full_disk_is_left_and_its_tasks_are_not(field: Field) -> None:
     # Whoever has this case first loses its node; the case is tried again by the other.
     outcome = run(field, *["nap"] * 6, "full-once", *["nap"] * 6)
     assert (outcome.done, outcome.stopped, outcome.complete) == (13, "", True)
@@ -132,9 +141,9 @@ def test_a_node_with_a_full_disk_is_left_and_its_tasks_are_not(cluster: Any, fie
 
 
 @needs_ray
-def test_more_workers_than_room_do_not_hold_the_run_up(cluster: Any, field: Field) -> None:
-    del cluster
-    with ray_lanes(RayOptions(lane=field.options(), actor_s=1.0)) as lanes:
+@pytest.mark.usefixtures("cluster")
+def test_more_workers_than_room_do_not_hold_the_run_up(field: Field) -> None:
+    with ray_lanes(RayOptions(lane=field.options(), actor_s=20.0)) as lanes:
         spare = RayLane(lanes[0]._ray, "spare", {"num_cpus": 64}, 1.0, field.options())
         outcome = ray_engine.run_groups([group_of(*["nap"] * 9)], [*lanes, spare], field.out)
     assert (outcome.done, outcome.complete) == (9, True)
@@ -162,46 +171,21 @@ def test_a_driver_that_is_killed_leaves_nothing_of_its_own_cluster(
 
 
 @needs_ray
-def test_a_node_that_dies_costs_the_case_in_hand(field: Field) -> None:
-    """In a process of its own: a process can be in one cluster only."""
-    code = f"""
-import os, sys
-sys.path[:0] = [{str(HERE)!r}]
-from pathlib import Path
-from opkit.collect import ray_engine
-ray_engine._import_ray()
-from ray.cluster_utils import Cluster
-from collecting import Field
-from fake_mocks import group_of
-from opkit.collect.ray_engine import RayOptions, run_on_ray
+def test_a_node_that_dies_costs_the_case_in_hand(cluster: Any, field: Field) -> None:
+    """The last test of the cluster, which has one node less after it."""
+    removed: list[Any] = []
 
-store = 80 * 2**20
-cluster = Cluster(initialize_head=True, head_node_args={{
-    "num_cpus": 1, "include_dashboard": False, "object_store_memory": store}})
-second = cluster.add_node(num_cpus=1, object_store_memory=store)
-cluster.wait_for_nodes()
-field = Field(Path({str(field.out.parent)!r}))
-removed = []
+    def on_event(_status: object) -> None:
+        if not removed and len(set(field.noted("pids"))) == 2 and len(field.noted("begun")) > 4:
+            removed.append(cluster.second)
+            cluster.remove_node(cluster.second, allow_graceful=False)
 
-def on_event(status):
-    if not removed and len(set(field.noted("pids"))) == 2 and len(field.noted("begun")) > 4:
-        removed.append(second)
-        cluster.remove_node(second, allow_graceful=False)
-
-outcome = run_on_ray(
-    [group_of(*["nap"] * 30)],
-    RayOptions(address=cluster.address, lane=field.options(), actor_s=2.0),
-    field.out, on_event=on_event,
-)
-print("RESULT", outcome.done, len(outcome.failed), outcome.complete, len(removed))
-cluster.shutdown()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert "RESULT 30 0 True 1" in done.stdout, done.stdout + done.stderr
-    assert len(field.lines()) == 30
+    ray = RayOptions(lane=field.options(), actor_s=60.0)
+    outcome = run_on_ray([group_of("meet", *["nap"] * 29)], ray, field.out, on_event=on_event)
     field.ended()
+    assert removed
+    assert (outcome.done, outcome.failed, outcome.complete) == (30, (), True)
+    assert len(field.lines()) == 30
 
 
 # Without a cluster.

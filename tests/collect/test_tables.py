@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,18 @@ import yaml
 from made_rows import NOISE, about, dsa_row, failed_row, grid, measured
 
 from opkit.collect import table_files
-from opkit.collect.latency import HOST_BOUND_SHARE, Flag, Latency, choose
+from opkit.collect.latency import Flag, Latency, choose
 from opkit.collect.measurement import Power
 from opkit.collect.table_provenance import FRAMEWORKS, head_of
 from opkit.collect.tables import EXTRA, Written, write_tables
-from opkit.collect.validate import Rule
+from opkit.collect.timing import HOST_BOUND
+from opkit.collect.validate import (
+    BOUND_SHARE,
+    GPU_TOLERANCE,
+    MONOTONE_TOLERANCE,
+    SPIKE_TOLERANCE,
+    Rule,
+)
 from opkit.collect.work import Fault, Row
 from opkit.errors import BadInput
 from opkit.layers.dsa import DSA
@@ -182,7 +190,7 @@ def test_the_latency_is_elapsed_of_a_graph_and_gpu_time_of_an_eager_launch(
 
 
 def test_an_eager_row_that_waits_for_its_launches_is_host_bound() -> None:
-    below, above = HOST_BOUND_SHARE * 0.99, HOST_BOUND_SHARE * 1.01
+    below, above = HOST_BOUND * 0.99, HOST_BOUND * 1.01
     assert choose(measured(2.0, 2.0 * below, LaunchMode.EAGER)).flags == (Flag.HOST_BOUND,)
     assert choose(measured(2.0, 2.0 * above, LaunchMode.EAGER)).flags == ()
     assert choose(measured(2.0, 2.0 * below, LaunchMode.GRAPH)).flags == ()
@@ -421,3 +429,25 @@ def test_every_phase_of_dsa_has_its_table() -> None:
         Phase.CONTEXT: "dsa_context_module",
         Phase.GENERATION: "dsa_generation_module",
     }
+
+
+# --- docs/tables.md ---
+
+DOC = (Path(__file__).parents[2] / "docs" / "tables.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", [*EXTRA, *Flag, *Rule, "waived", "unaligned_kernels"])
+def test_every_column_flag_and_rule_is_documented(name: str) -> None:
+    assert re.search(rf"^\| [^|]*`{name}`", DOC, flags=re.MULTILINE)
+
+
+def test_every_threshold_is_documented() -> None:
+    (host_bound,) = re.findall(r"^\| `host_bound` .* (\d+) %", DOC, flags=re.MULTILINE)
+    (bound,) = re.findall(r"^\| `bound` .* (\d+) %", DOC, flags=re.MULTILINE)
+    (drop,) = re.findall(r"^\| `not_monotone` \|[^|]* (\d+) %", DOC, flags=re.MULTILINE)
+    (spike,) = set(re.findall(r"over (\d+) %", DOC[DOC.index("| `spike`") :].split("\n")[0]))
+    (gpu,) = re.findall(r"^\| `gpu_over_elapsed` \|[^|]* (\d+) %", DOC, flags=re.MULTILINE)
+    shown = [float(text) / 100 for text in (host_bound, bound, drop, spike, gpu)]
+    assert shown == [
+        HOST_BOUND, BOUND_SHARE, MONOTONE_TOLERANCE, SPIKE_TOLERANCE, GPU_TOLERANCE,
+    ]  # fmt: skip

@@ -10,11 +10,8 @@ import socket
 from typing import Any
 
 RANK_VARIABLE = "OPKIT_COMM_RANK"
+GARBLED = "garbled"
 _RECEIVE_BYTES = 65536
-
-
-class Garbled(Exception):
-    """What came over the channel is no message."""
 
 
 class Channel:
@@ -31,8 +28,7 @@ class Channel:
     def receive(self) -> list[dict[str, Any]] | None:
         """Wait for data; return the messages that are complete, or None at the other's end.
 
-        Raises:
-            Garbled: a line is no JSON object.
+        A line that is no message becomes one of kind ``garbled``, with its beginning.
         """
         try:
             data = self.socket.recv(_RECEIVE_BYTES)
@@ -58,11 +54,11 @@ class Channel:
 def _message(line: bytes) -> dict[str, Any]:
     try:
         message = json.loads(line)
-    except ValueError as error:
-        raise Garbled(f"not JSON: {line[:80]!r}") from error
-    if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
-        raise Garbled(f"not a message: {line[:80]!r}")
-    return message
+    except ValueError:
+        message = None
+    if isinstance(message, dict) and isinstance(message.get("kind"), str):
+        return message
+    return {"kind": GARBLED, "text": line[:80].decode(errors="replace")}
 
 
 def connect(path: str) -> Channel:

@@ -10,10 +10,10 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from opkit.collect.comm.channel import Channel, Garbled
+from opkit.collect.comm.channel import GARBLED, Channel
 from opkit.collect.comm.plan import World
 from opkit.collect.comm.processes import (
     Launcher,
@@ -21,8 +21,8 @@ from opkit.collect.comm.processes import (
     how_it_ended,
     listening,
 )
-from opkit.collect.lane import last_words
 from opkit.collect.measurement import Timing
+from opkit.collect.post_mortem import last_words
 from opkit.collect.work import Fault
 
 POLL_S = 0.2
@@ -93,7 +93,7 @@ class _Parent:
         self._selector.register(listener, selectors.EVENT_READ, None)
         self._listener = listener
         self._everyone = set(range(world.ranks))
-        self._ready: set[int] = set()
+        self._standing = False
         self._left: set[int] = set()  # ranks that have said that they end
         self._finished: dict[int, set[int]] = {}  # case → ranks that are through with it
         self._answers: dict[int, dict[str, Any] | str] = {}
@@ -114,7 +114,10 @@ class _Parent:
                 if not heard:  # else a rank's last message may still be on its way
                     self._look_for_the_dead()
                 self._look_at_the_clock()
-        return self._broken
+        if self._broken is None or self._case >= len(self._world.cases):
+            return None
+        # Asked for only now: what other ranks had told of the case before may have come after.
+        return replace(self._broken, case=self._case if self._standing else None)
 
     def _over(self) -> bool:
         if self._broken is not None:
@@ -127,11 +130,7 @@ class _Parent:
         self._selector.register(connected, selectors.EVENT_READ, (channel, None))
 
     def _hear(self, channel: Channel, rank: int | None) -> None:
-        try:
-            messages = channel.receive()
-        except Garbled as error:
-            messages = []
-            self._break(Fault.ERROR, f"rank {rank} said what cannot be read ({error})")
+        messages = channel.receive()
         if messages is None:
             self._selector.unregister(channel.socket)
             channel.close()
@@ -165,10 +164,9 @@ class _Parent:
             self._job["port"] = int(message["port"])
             for other in [one for one in self._ranks.channels if one]:
                 self._give_job(other)
-        elif kind == "ready":
-            self._ready.add(rank)
-            if self._ready == self._everyone:
-                self._deadline = time.monotonic() + self._launcher.case_limit_s
+        elif kind == "ready" and not self._standing:
+            self._standing = True  # a rank says so once all have joined
+            self._deadline = time.monotonic() + self._launcher.case_limit_s
         elif kind == "start" and rank == 0:
             self._heard.started(int(message["case"]))
         elif kind == "done":
@@ -181,6 +179,8 @@ class _Parent:
         elif kind == "fault":
             self._left.add(rank)
             self._break(Fault(message["fault"]), f"rank {rank}: {message['error']}")
+        elif kind == GARBLED:
+            self._break(Fault.ERROR, f"rank {rank} said what cannot be read: {message['text']}")
         elif kind == "end":
             self._left.add(rank)
 
@@ -210,9 +210,11 @@ class _Parent:
     def _look_at_the_clock(self) -> None:
         if self._broken is not None or time.monotonic() < self._deadline:
             return
-        if self._ready != self._everyone:
-            missing, limit = self._everyone - self._ready, self._launcher.start_limit_s
-            self._break(Fault.TIMEOUT, f"not ready after {limit:g} s: {_ranks_text(missing)}")
+        if not self._standing:
+            limit = self._launcher.start_limit_s
+            silent = self._everyone - set(self._ranks.pids)
+            who = f"; nothing was heard of {_ranks_text(silent)}" if silent else ""
+            self._break(Fault.TIMEOUT, f"the world did not stand after {limit:g} s{who}")
             return
         late = self._everyone - self._finished.get(self._case, set())
         limit = self._launcher.case_limit_s
@@ -221,11 +223,7 @@ class _Parent:
     def _break(self, fault: Fault, error: str) -> None:
         if self._broken is not None:
             return
-        if self._case >= len(self._world.cases):  # nothing is lost by it
-            self._left = self._everyone
-            return
-        started = self._ready == self._everyone
-        self._broken = Broken(self._case if started else None, fault, error)
+        self._broken = Broken(None, fault, error)
         self._blame_until = time.monotonic() + (BLAME_S if fault is not Fault.TIMEOUT else 0.0)
 
 
