@@ -198,10 +198,10 @@ def test_no_wave(text: str) -> None:
 
 def test_default_waves_lie_on_both_sides_of_the_index() -> None:
     assert [wave_text(wave) for wave in DEFAULT_WAVES] == [
-        "1x512+12",
-        "1x1024+12",
-        "1x4096+12",
-        "4x1024+12",
-        "16x512+12",
+        "1x512+96",
+        "1x1024+96",
+        "1x4096+96",
+        "4x1024+96",
+        "16x512+96",
     ]
     assert dry(VLLM).request.waves == DEFAULT_WAVES
