@@ -350,7 +350,7 @@ def _collected_json(found: Collected) -> dict[str, Any]:
         ],
         "planned": outcome.planned,
         "done": outcome.done,
-        "skipped": outcome.skipped,
+        "already": found.already + outcome.skipped,
         "failed": outcome.failed_by_cause,
         "not_run": {left.group.name: len(left.tasks) for left in outcome.not_run},
         "stopped": outcome.stopped,

@@ -18,9 +18,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 CHECKS = (ROOT / "docs" / "checks.md").read_text("utf-8")
 
 
-def test_every_option_of_align_is_in_the_readme() -> None:
+@pytest.mark.parametrize("name", ["align", "collect"])
+def test_every_option_is_in_the_readme(name: str) -> None:
     assert isinstance(cli, click.Group)
-    options = [option for param in cli.commands["align"].params for option in param.opts]
+    options = [option for param in cli.commands[name].params for option in param.opts]
     missing = [o for o in options if o.startswith("--") and not re.search(rf"`{o}\b", README)]
     assert missing == []
 
@@ -39,7 +40,9 @@ def test_every_threshold_and_its_default_is_documented(key: str) -> None:
     assert row[1] == shown
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/checks.md", "docs/development.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_lead_somewhere(path: str) -> None:
     text = re.sub(r"<!--.*?-->", "", (ROOT / path).read_text("utf-8"), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)#:]+)\)", text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import re
 import sys
-import traceback
 from typing import Any
 
 from opkit.collect.parts import FULL
@@ -58,25 +57,8 @@ def describe(error: BaseException) -> str:
     """The error with its class, in a row's words."""
     text = str(error).strip()
     name = type(error).__name__
-    return (text if isinstance(error, BadInput) else f"{name}: {text or 'no message'}")[
-        :_TEXT_LIMIT
-    ]
-
-
-def forget(error: BaseException) -> None:
-    """Let go of the frames of ``error`` and of what led to it: they hold tensors."""
-    for item in _chain(error):
-        if item.__traceback__ is not None:
-            traceback.clear_frames(item.__traceback__)
-        item.__traceback__ = None
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what led to it."""
-    found = [error]
-    while (before := found[-1].__cause__ or found[-1].__context__) and before not in found:
-        found.append(before)
-    return found
+    told = text if isinstance(error, BadInput) else f"{name}: {text or 'no message'}"
+    return told[:_TEXT_LIMIT]
 
 
 def recover() -> None:
@@ -93,3 +75,11 @@ def recover() -> None:
     torch.cuda.synchronize()
     if int(torch.ones(1024, device="cuda").sum().item()) != 1024:
         raise RuntimeError("a sum on the GPU is wrong")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what led to it."""
+    found = [error]
+    while (before := found[-1].__cause__ or found[-1].__context__) and before not in found:
+        found.append(before)
+    return found

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import opkit
+from opkit.collect.interpreter import module_command
 from opkit.collect.post_mortem import how_it_ended, last_words
 from opkit.collect.work import Fault, Group, Row, Task, row_from_json
 from opkit.collect.worker import STANDARD_TOOLS, Settings, build_command, measure_command
@@ -265,7 +265,7 @@ class LocalLane:
             theirs.fileno(), os.getpid(), str(self._folder or ""), self._options.tools
         )
         python = self._options.python or sys.executable
-        command = [python, "-m", "opkit.collect.worker"]
+        command = module_command(python, "opkit.collect.worker")
         with theirs, self._log.open("wb") as log:
             try:
                 self._popen = subprocess.Popen(
@@ -285,9 +285,6 @@ class LocalLane:
 
     def _environment(self) -> dict[str, str]:
         env = {**os.environ, **self._options.env}
-        # Another interpreter finds this opkit, whether or not it has one of its own.
-        package = str(Path(opkit.__file__).parent.parent)
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (package, env.get("PYTHONPATH"))))
         if self._visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = self._visible
             env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # an index means what NVML means by it

@@ -1,4 +1,4 @@
-"""What was measured of one case, as plain data: samples with the circumstances they were taken in."""
+"""What was measured of one case, as plain data: samples, and how they came about."""
 
 from __future__ import annotations
 

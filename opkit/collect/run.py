@@ -44,6 +44,7 @@ class Collected:
         outcome: of this run.
         written: the tables, made of every row of the same series that the folder holds.
         record: what it was.
+        already: cases of the sweep that had a value, or were in quarantine, before this run.
         unaligned: kernels that the verdict's engine never launched, with the rows that do.
         folder: where everything is.
     """
@@ -51,6 +52,7 @@ class Collected:
     outcome: Outcome
     written: Written
     record: Record
+    already: int
     unaligned: Mapping[str, int]
     folder: Path
 
@@ -90,7 +92,8 @@ def finish(job: Job, outcome: Outcome) -> Collected:
         failed=dict(Counter(str(row.fault) for row in rows if not row.ok)),
     )
     record.write(job.folder)
-    return Collected(outcome, written, record, unaligned, job.folder)
+    already = sum(len(group.tasks) for group in job.groups) - outcome.planned
+    return Collected(outcome, written, record, already, unaligned, job.folder)
 
 
 def measure(

@@ -39,6 +39,7 @@ SETTLE_BATCH = 0.05  # seconds of one such batch: several periods of the GPU's p
 LEAST_MORE = 4  # further iterations at a time, at least
 
 LONG = 0.020  # seconds of an iteration from which fewer of them have to do
+LONG_WARMUPS = 2  # of a long case; one alone may be the host's hiccup
 LEAST_LONG = 5  # iterations of a long case: what a confidence interval needs
 TRACE_SECONDS = 0.3  # that the first traced pass may take, beyond its least iterations
 LEAST_TRACED = 3
@@ -172,27 +173,32 @@ def host_bound(measurement: Measurement) -> bool | None:
 def _warm_up(run: _Run) -> None:
     """Single iterations until they no longer get faster; learns how long one takes."""
     forward = run.forward
+    launching = 0.0
 
     def watched() -> None:
+        nonlocal launching
         began = run.clock()
         forward()
-        run.host_seconds = min(run.host_seconds, run.clock() - began)
+        launching = run.clock() - began
+        run.host_seconds = min(run.host_seconds, launching)
 
     needed = max(1, run.timing.warmups)
     most = max(needed, MOST_WARMUPS)
     began = run.clock()
-    last = math.inf
+    last = fastest = math.inf
     while run.warmups < most:
         run.warmups += 1
-        during = run.look if run.warmups == needed else None
+        during = run.look if run.warmups in (1, needed) else None  # the first may be the only one
         cold = run.timing.l2 == "cold"
         (taken,) = run.device.time(watched, 1, Pace(cold=cold, lead=FIRST_LEAD), during)
-        steady, last = taken >= STEADY * last, taken
+        steady, last, fastest = taken >= STEADY * last, taken, min(fastest, taken)
         late = run.clock() - began >= run.timing.max_seconds
-        if taken >= 1e3 * LONG:
+        if taken >= 1e3 * LONG and 1e3 * launching < taken / 2:  # else: it compiled
             needed = min(needed, run.warmups)
         if run.warmups >= needed and (steady or late or needed == 1):
             break
+    if not run.states:  # it ended before the iteration that was to be looked at
+        run.look()
     run.seconds = last / 1e3
 
 
@@ -225,21 +231,30 @@ def _eager(run: _Run) -> tuple[list[float], Trace, str]:
         # Much of the time may be the host's, and a GPU that waits needs no rest.
         probe = run.device.trace(run.forward, LEAST_TRACED, Pace(cold=run.timing.l2 == "cold"), 1)
         run.busy = median(probe.gpu_ms) / 1e3 if probe.gpu_ms else None
+    timing = run.timing
     began = run.clock()
     trace, stopped = _trace(run), "spread"
-    while trace.gpu_ms and half_width(trace.gpu_ms) > run.timing.spread:
-        used = run.clock() - began
-        if len(trace.gpu_ms) >= run.timing.max_iterations:
+    first = len(trace.gpu_ms)
+    while trace.gpu_ms and half_width(trace.gpu_ms) > timing.spread:
+        have, used = len(trace.gpu_ms), run.clock() - began
+        if have >= timing.max_iterations:
             stopped = "iterations"
             break
-        if used >= run.timing.max_seconds:
+        if used >= timing.max_seconds:
             stopped = "time"
             break
-        more = _trace(run, len(trace.gpu_ms) // 2)
-        trace = replace(more, gpu_ms=trace.gpu_ms + more.gpu_ms) if more.gpu_ms else more
+        left = math.ceil((timing.max_seconds - used) / max(used / have, 1e-9))
+        more = _trace(run, min(max(first, have // 2), timing.max_iterations - have, left))
+        if more.gpu_ms:
+            problem = trace.problem or more.problem
+            more = replace(more, gpu_ms=trace.gpu_ms + more.gpu_ms, problem=problem)
+        trace = more
     if not trace.gpu_ms:
         samples, stopped = _iterate(run)
         return samples, trace, stopped
+    if timing.pacing == "sustained":
+        # The GPU idled while the profiler was stopped, and its clock recovered.
+        run.batch(_fitting(SETTLE_BATCH, run.seconds))
     return run.batch(min(EAGER_TIMED, run.least()), run.look), trace, stopped
 
 
@@ -283,12 +298,12 @@ def _trace(run: _Run, count: int = 0) -> Trace:
 
     Args:
         run: the case.
-        count: iterations; by default as many as fit, within bounds.
+        count: iterations; 0: as many as fit, within bounds.
     """
     pace = replace(run.pace(1), lead=0.0)
     fitting = _fitting(TRACE_SECONDS, run.seconds + pace.rest)
     least = LEAST_LONG if run.launch is LaunchMode.EAGER else LEAST_TRACED
-    count = max(count, least, min(run.timing.min_iterations, fitting))
+    count = count or max(least, min(run.timing.min_iterations, fitting))
     before = 1 if run.timing.pacing == "burst" else _fitting(SETTLE_BATCH, run.seconds)
     return run.device.trace(run.forward, count, pace, before)
 

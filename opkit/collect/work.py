@@ -159,8 +159,12 @@ def content_key(series: str, tp_size: int, planned: PlannedCase[Any]) -> str:
 
 
 def build_digest(manifest: Manifest) -> str:
-    """The digest of what a build says of itself, but when it was made; 10 hexadecimal digits."""
-    return _digest({**asdict(manifest), "created": ""})
+    """The digest of what a build says of itself, but when and by which process it was made.
+
+    Returns:
+        10 hexadecimal digits of a SHA-256.
+    """
+    return _digest({**asdict(manifest), "created": "", "command": ()})
 
 
 def _digest(data: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
 
-from opkit.collect.faults import describe, disk_full, fault_of, forget, recover
+from opkit.collect.faults import describe, disk_full, fault_of, recover
 from opkit.collect.measurement import Measurement, Timing
 from opkit.collect.parts import Part, PartFailed
 from opkit.collect.tether import tether
@@ -213,8 +213,7 @@ class Worker:
                 raise
             _log_traceback()
             row = replace(row, fault=fault_of(error), error=describe(error))
-            forget(error)
-        if row.fault is Fault.MEMORY:
+        if row.fault is Fault.MEMORY:  # the exception is gone here, and its frames with it
             sound = self._recovers()
         row = replace(
             row,

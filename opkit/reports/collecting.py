@@ -14,7 +14,6 @@ from opkit.collect.install import Installed, command_line
 from opkit.collect.record import Record
 from opkit.collect.run import Collected
 from opkit.collect.sweep import Sweep, phase_of
-from opkit.collect.tally import Outcome
 from opkit.collect.verify import Verified
 from opkit.collect.work import Group, Row
 from opkit.layers.op import case_from_json
@@ -193,7 +192,7 @@ def print_collected(found: Collected, console: Console) -> None:
         console.print("  run the same command again; --retry-failed takes the quarantined ones too")
     if outcome.stopped:
         console.print(Text(f"stopped: {outcome.stopped}", style="red"))
-    console.print(_time_text(outcome))
+    console.print(_time_text(found))
     if found.record.waiver:
         console.print(Text(f"waived: {found.record.waiver}", style="yellow"))
     if found.ok:
@@ -216,7 +215,8 @@ def _print_problems(found: Collected, console: Console) -> None:
         console.print(Text(f"{count} rows not held against a bound: {reason}", style="dim"))
 
 
-def _time_text(outcome: Outcome) -> Text:
+def _time_text(found: Collected) -> Text:
+    outcome = found.outcome
     total = max(outcome.wall_s * outcome.lanes, 1e-9)
     parts = ", ".join(
         f"{name} {spent / total:.0%}" for name, spent in outcome.activities.items() if spent
@@ -226,7 +226,7 @@ def _time_text(outcome: Outcome) -> Text:
     return Text(
         f"{outcome.done:,} cases measured in {duration(outcome.wall_s)} ({rate}the GPU ran "
         f"measured work {outcome.busy_s / total:.0%} of the time; {parts}), "
-        f"{outcome.skipped:,} were there already",
+        f"{found.already + outcome.skipped:,} were there already",
         style="dim",
     )
 

@@ -35,7 +35,8 @@ class Field:
 
     def options(self, **changes: Any) -> LaneOptions:
         quick = {"start_s": 20.0, "build_s": 20.0, "case_s": 20.0, "grace_s": 1.0}
-        return LaneOptions(env=self.env, **{"tools": fake_mocks.TOOLS, **quick, **changes})
+        fakes = {"env": self.env, "tools": fake_mocks.TOOLS}
+        return LaneOptions(**{**fakes, **quick, **changes})
 
     def lanes(self, count: int = 1, **changes: Any) -> list[LocalLane]:
         options = self.options(**changes)

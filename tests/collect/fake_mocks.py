@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -179,7 +180,13 @@ class FakeMock:
         return ()
 
     def describe(self) -> Manifest:
-        return Manifest(side="mock", op="fake", backend=self.plan.backend, created=str(time.time()))
+        return Manifest(
+            side="mock",
+            op="fake",
+            backend=self.plan.backend,
+            command=tuple(sys.argv),
+            created=str(time.time()),
+        )
 
     def close(self) -> None:
         note("closed", f"{os.getpid()} mock")
@@ -204,6 +211,8 @@ def build_mock(op: Op, backend: str, plan: Plan) -> FakeMock:
         raise BadInput("8 heads cannot be shared among 3 ranks")
     if how == "segfault":
         BEHAVIOURS["segfault"]()
+    if how == "full":
+        disk_full()
     if how == "slow":
         time.sleep(600)
     latest = FakeMock(plan)

@@ -6,6 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
+# Functions whose answer depends on their argument, and so stands under another name.
+ASKED_WITH = {
+    "nvmlDeviceGetClockInfo",
+    "nvmlDeviceGetMaxClockInfo",
+    "nvmlDeviceGetFieldValues",
+}
 
 
 class NVMLError(Exception):
@@ -41,6 +47,7 @@ class FakeNvml:
             "nvmlDeviceGetHandleByUUID": "handle",
             "sm": 1980,
             "memory": 2619,
+            "highest sm": 1980,
             "nvmlDeviceGetTemperatureV": 41,
             "nvmlDeviceGetCurrentClocksEventReasons": 0,
             "instant": 412_500,
@@ -60,13 +67,14 @@ class FakeNvml:
                 raise NVMLError_NotFound(arguments[0])
             if name == "nvmlDeviceGetClockInfo":
                 return self._answer({1: "sm", 2: "memory"}[arguments[1]])
+            if name == "nvmlDeviceGetMaxClockInfo":
+                return self._answer({1: "highest sm"}[arguments[1]])
             if name == "nvmlDeviceGetFieldValues":
                 assert arguments[1] == [self.NVML_FI_DEV_POWER_INSTANT]
                 return [_field_value(self._answer("instant"))]
             return self._answer(name)
 
-        known = {"nvmlDeviceGetClockInfo", "nvmlDeviceGetFieldValues"} | set(self.answers)
-        if name not in known:
+        if name not in ASKED_WITH | set(self.answers):
             raise AttributeError(name)
         return function
 

@@ -7,7 +7,7 @@ import sys
 
 import pynvml
 import pytest
-from fake_nvml import UUID, FakeNvml, NVMLError_NotSupported, NVMLError_Unknown
+from fake_nvml import ASKED_WITH, UUID, FakeNvml, NVMLError_NotSupported, NVMLError_Unknown
 
 from opkit.collect.measurement import GpuState
 from opkit.collect.nvml import REASONS, THROTTLES, Gpu, open_gpu
@@ -18,6 +18,12 @@ def test_a_state_has_everything_in_its_unit() -> None:
     assert gpu.state() == GpuState(1980, 2619, 41, 412.5, ("SwPowerCap", "SwThermalSlowdown"))
     assert gpu.power_limit_watts() == 700.0
     assert gpu.energy_joules() == 5000.0
+
+
+def test_the_highest_clock_is_not_the_present_one() -> None:
+    assert open_gpu(UUID, FakeNvml(sm=1410)).highest_sm_mhz() == 1980
+    silent = FakeNvml(**{"highest sm": NVMLError_NotSupported("no")})
+    assert open_gpu(UUID, silent).highest_sm_mhz() is None
 
 
 @pytest.mark.parametrize("name", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
@@ -89,6 +95,7 @@ def test_power_without_the_instant_field_is_the_average_and_says_so(
 def test_a_gpu_without_nvml_knows_nothing() -> None:
     assert Gpu().state() == GpuState()
     assert Gpu().power_watts() is None
+    assert Gpu().highest_sm_mhz() is None
 
 
 def test_the_bits_are_those_of_nvml() -> None:
@@ -103,7 +110,7 @@ def test_the_bits_are_those_of_nvml() -> None:
 def test_the_fake_has_only_names_that_pynvml_has() -> None:
     fake = FakeNvml(nvmlDeviceGetCurrentClocksThrottleReasons=0, nvmlDeviceGetTemperature=0)
     names = [name for name in fake.answers if name.startswith("nvml")]
-    names += ["nvmlDeviceGetClockInfo", "nvmlDeviceGetFieldValues", "NVMLError"]
+    names += [*ASKED_WITH, "NVMLError"]
     assert [name for name in names if not hasattr(pynvml, name)] == []
     for constant in ("CLOCK_SM", "CLOCK_MEM", "TEMPERATURE_GPU", "FI_DEV_POWER_INSTANT"):
         assert getattr(fake, f"NVML_{constant}") == getattr(pynvml, f"NVML_{constant}")

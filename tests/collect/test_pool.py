@@ -13,13 +13,14 @@ import pytest
 from collecting import Field
 from fake_mocks import group_of
 
+import opkit
 from opkit.collect.board import Board
-from opkit.collect.lane import BuildFailed, LaneOptions, LocalLane
+from opkit.collect.lane import BuildFailed, BuildReport, LaneOptions, LocalLane, Tried
 from opkit.collect.measurement import Measurement
 from opkit.collect.parts import Part
 from opkit.collect.pool import RunOptions, run_groups
 from opkit.collect.tally import ACTIVITIES, Status, Tally
-from opkit.collect.work import Fault, Group, Row, build_digest
+from opkit.collect.work import Fault, Group, Row, Task, build_digest
 from opkit.errors import BadInput, OpkitError
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import LaunchMode
@@ -72,7 +73,9 @@ def test_lanes_share_a_group(field: Field) -> None:
     assert outcome.done == 20
     assert len(by_worker) == 2
     assert sum(by_worker.values()) == 20
-    assert {row.gpu["uuid"] for row in field.parts().rows.values()} == {"0", "1"}
+    rows = field.parts().rows.values()
+    assert {row.gpu["uuid"] for row in rows} == {"0", "1"}
+    assert len({row.build for row in rows}) == 1, "equal builds are one, whoever made them"
 
 
 def test_an_eager_fallback_is_recorded_with_its_reason(field: Field) -> None:
@@ -235,6 +238,64 @@ def test_a_group_that_one_lane_gives_up_is_left_to_another(tmp_path: Path) -> No
     lanes[1] = LocalLane("sick", "1", sick.options(case_s=0.02), sick.logs, sick.out)
     outcome = run_groups([sound], lanes, sick.out, RunOptions(deaths=1))
     assert (outcome.done, outcome.complete, outcome.failed) == (5, True, ())
+
+
+class ScriptedLane:
+    """A lane without a process, whose attempts end as a script says."""
+
+    name = "scripted"
+    keeps = False
+
+    def __init__(self, *script: str) -> None:
+        self.script = list(script)
+        self.attempts: list[tuple[str, int]] = []
+        self.built = False
+
+    def serves(self, group: Group) -> bool:
+        del group
+        return self.built
+
+    def build(self, group: Group, cancelled: object) -> BuildReport:
+        del group, cancelled
+        self.built = True
+        return BuildReport(Manifest("mock"), "digest", 0.0, 0.0)
+
+    def measure(self, task: Task, attempt: int, keep: bool, cancelled: object) -> Tried:
+        del keep, cancelled
+        self.attempts.append((task.key, attempt))
+        end = self.script.pop(0)
+        row = Row(task.key, "fakes", "fake", {}, {}, attempts=attempt)
+        if end == "ok":
+            return Tried(replace(row, measurement=Measurement((1.0,))))
+        self.built = False
+        return Tried(
+            replace(row, fault=Fault.CRASH, error=end),
+            died=True, began=end != "idle", gone=end == "gone",
+        )  # fmt: skip
+
+    def drop(self) -> None:
+        self.built = False
+
+
+def test_a_death_before_the_case_began_is_no_attempt_at_it(field: Field) -> None:
+    lane = ScriptedLane("idle", "died", "ok")
+    outcome = run_groups([group_of("ok")], [lane], field.out, RunOptions(deaths=9))
+    assert lane.attempts == [("1-ok", 1), ("1-ok", 1), ("1-ok", 2)]
+    assert (outcome.done, outcome.failed) == (1, ())
+
+
+def test_deaths_before_any_case_began_end_the_group_too(field: Field) -> None:
+    lane = ScriptedLane("idle", "idle", "idle")
+    outcome = run_groups([group_of("ok")], [lane], field.out)
+    assert (outcome.done, outcome.failed, lane.script) == (0, (), [])
+    assert "died 3 times in a row" in outcome.not_run[0].reason
+
+
+def test_a_lane_that_lost_its_place_gives_its_task_back_with_its_attempts(field: Field) -> None:
+    lane = ScriptedLane("gone", "gone")
+    outcome = run_groups([group_of("ok")], [lane], field.out)
+    assert lane.attempts == [("1-ok", 1), ("1-ok", 2)]
+    assert [row.attempts for row in outcome.failed] == [2]
 
 
 # What is told.
@@ -444,10 +505,32 @@ def test_a_lane_that_the_driver_cannot_end_is_not_used_again(
     field.ended()
 
 
-def test_a_worker_gets_its_gpu_and_this_opkit(field: Field) -> None:
+def test_a_worker_gets_its_gpu(field: Field) -> None:
     lane = LocalLane("gpu3", "GPU-abc", LaneOptions(env={"A": "1"}), field.logs, None)
     env = lane._environment()
     assert (env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) == ("GPU-abc", "PCI_BUS_ID")
     assert env["A"] == "1"
-    assert (Path(env["PYTHONPATH"].split(":")[0]) / "opkit" / "collect" / "lane.py").is_file()
-    assert Fault.CRASH == "worker died"
+
+
+def test_another_interpreter_runs_this_opkit_and_its_own_packages(
+    field: Field, tmp_path: Path
+) -> None:
+    """Stands in for an environment with another opkit and a package that lies beside this one."""
+    theirs = tmp_path / "theirs"
+    (theirs / "opkit").mkdir(parents=True)
+    (theirs / "opkit" / "__init__.py").write_text("raise ImportError('the other opkit')")
+    (theirs / "tests").mkdir()
+    (theirs / "tests" / "__init__.py").write_text("")
+    (theirs / "spy_tools.py").write_text(
+        "import fake_mocks, opkit, tests\n"
+        "def tools():\n"
+        "    fake_mocks.note('found', opkit.__file__)\n"
+        "    fake_mocks.note('found', tests.__file__)\n"
+        "    return fake_mocks.tools()\n"
+    )
+    path = f"{theirs}:{field.env['PYTHONPATH']}"
+    outcome = field.run(
+        [group_of("ok")], env={**field.env, "PYTHONPATH": path}, tools="spy_tools:tools"
+    )
+    assert outcome.done == 1, outcome.not_run
+    assert field.noted("found") == [opkit.__file__, str(theirs / "tests" / "__init__.py")]

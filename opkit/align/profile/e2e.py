@@ -34,8 +34,8 @@ __all__ = [
     "wave_text",
 ]
 
-# Decode steps of a wave. A prefill lowers an H100's clock for up to 100 ms; the first steps after it
-# are up to 10 % slow, so most of the steps must come later (docs/development.md).
+# Decode steps of a wave. A prefill lowers an H100's clock for up to 100 ms; the first steps after
+# it are up to 10 % slow, so most steps must come later (docs/development.md).
 DECODED = 96
 # Both sides of DSA's index_topk (2,048 tokens), one request and several, and a decode batch of 16.
 DEFAULT_WAVES = (

@@ -7,6 +7,7 @@ quarantined: reported with its error, and the run goes on.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -273,7 +274,9 @@ class _Run:
         path = self._build_file(digest)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            manifest.write(path)
+            part = path.with_name(f".{path.name}.{os.getpid()}")
+            manifest.write(part)
+            part.replace(path)  # whole or not at all: rows depend on it
         return digest
 
     def _build_file(self, digest: str) -> Path:

@@ -137,7 +137,7 @@ class _Parent:
             if rank is not None:
                 del self._ranks.channels[rank]
                 if rank not in self._left:
-                    self._died(rank, "has closed its channel")
+                    self._gone(rank)
             return
         for message in messages:
             if rank is None:
@@ -193,8 +193,17 @@ class _Parent:
             self._deadline = time.monotonic() + self._launcher.case_limit_s
             self._heard.answered(case, self._answers.pop(case))
 
+    def _gone(self, rank: int) -> None:
+        """A rank's channel has closed before its time: its process has ended, or soon will have."""
+        until = time.monotonic() + BLAME_S
+        code = None
+        while not self._launcher.mpirun and code is None and time.monotonic() < until:
+            code = self._ranks.exit_code(rank)
+            time.sleep(0.01)
+        self._died(rank, "has closed its channel" if code is None else how_it_ended(code))
+
     def _look_for_the_dead(self) -> None:
-        """Processes that ended without a word: a rank's guard keeps its channel open."""
+        """Processes that ended without a word: a rank's guard may keep its channel open."""
         for rank in self._ranks.processes:
             code = self._ranks.exit_code(rank)
             if code is not None and rank not in self._left:
