@@ -188,13 +188,12 @@ def rows_of(folder: Path, record: Record) -> list[Row]:
         BadInput: it has none.
     """
     parts: Parts = read_parts(folder)
-    tables = set(record.rows)
     # The record holds one series a phase; rows of others were measured in another way.
     series = set(record.series)
     found = [
         row
         for row in parts.rows.values()
-        if row.ok and row.table in tables and row.key.split("-")[0] in series
+        if row.ok and row.key.split("-")[0] in series
     ]
     if not found:
         raise BadInput(f"{folder}: no row has been collected")
