@@ -14,17 +14,17 @@ import click
 from opkit.align.ledger import Ledger
 from opkit.cli_output import PathType, show, shown
 from opkit.collect import repeat
-from opkit.collect.install import FACTOR
-from opkit.collect.install import install as run_install
-from opkit.collect.latency import Latency
+from opkit.collect.install.proof import FACTOR
+from opkit.collect.install.proof import install as run_install
+from opkit.collect.install.questions import Asked
 from opkit.collect.measurement import L2_STATES, PACINGS, Timing
 from opkit.collect.options import CollectOptions, Where, prepare, where_of
-from opkit.collect.parts import read_parts
-from opkit.collect.questions import Asked
 from opkit.collect.record import the_record
 from opkit.collect.run import TABLES, Collected
 from opkit.collect.run import collect as run_collect
+from opkit.collect.tables.latency import Latency
 from opkit.collect.verify import SAMPLE
+from opkit.collect.workers.parts import read_parts
 from opkit.errors import EXIT_FAIL, EXIT_PASS
 from opkit.layers.op import Phase
 from opkit.layers.registry import find_op

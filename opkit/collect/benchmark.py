@@ -1,7 +1,8 @@
 """``benchmark_with_power``: the measurement, called as the field's collectors call theirs.
 
 For those who bring a collector script along. Names, defaults and result keys are the ones of
-aiconfigurator's ``collector/helper.py``; the numbers are those of :mod:`opkit.collect.timing`.
+aiconfigurator's ``collector/helper.py``; the numbers come from
+:mod:`opkit.collect.timing.measure`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
-from opkit.collect.device import CpuDevice, CudaDevice, Device
 from opkit.collect.measurement import Measurement, Timing
-from opkit.collect.stats import half_width, median
-from opkit.collect.timing import host_bound, measure
+from opkit.collect.timing.device import CpuDevice, CudaDevice, Device
+from opkit.collect.timing.measure import host_bound, measure
+from opkit.collect.timing.stats import half_width, median
 from opkit.errors import BadInput
 from opkit.layers.graphs import CapturedGraph, CaptureFailed
 from opkit.layers.op import LaunchMode
@@ -44,7 +45,7 @@ def benchmark_with_power(
 
     Args:
         device: ``torch.device``, its text as ``cuda:0``, or an opened
-            :class:`opkit.collect.device.Device`.
+            :class:`opkit.collect.timing.device.Device`.
         kernel_func: launches the work once.
         num_warmups: least warm-up iterations.
         num_runs: least measured iterations; more are run until the median is known well enough.

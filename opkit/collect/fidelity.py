@@ -16,7 +16,7 @@ from pathlib import Path
 import duckdb
 
 from opkit.align.result import AlignResult, CaseMatch
-from opkit.collect.stats import median
+from opkit.collect.timing.stats import median
 from opkit.collect.work import Row
 from opkit.errors import BadInput
 from opkit.layers.op import Case, LaunchMode, Op

@@ -23,7 +23,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-from opkit.collect.table_files import staged
+from opkit.collect.tables.files import staged
 from opkit.errors import BadInput, OpkitError
 
 COMMON = ("framework", "version", "device", "op_name", "kernel_source")

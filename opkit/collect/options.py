@@ -13,12 +13,12 @@ from pathlib import Path
 from opkit.align.ledger import Ledger
 from opkit.align.policy import load_policy
 from opkit.collect.admission import Admission, ask_ledger
-from opkit.collect.gpus import Gpu, list_gpus
 from opkit.collect.groups import Subject, make_groups
 from opkit.collect.measurement import Timing
 from opkit.collect.record import Record, folder_of
 from opkit.collect.sweep import Sweep, read_sweep, select
 from opkit.collect.work import Group
+from opkit.collect.workers.gpus import Gpu, list_gpus
 from opkit.errors import BadInput, ToolMissing, WrongUsage
 from opkit.layers.op import LaunchMode, Op, Phase
 from opkit.layers.registry import find_op, mock_backends, require_mock

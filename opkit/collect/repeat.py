@@ -16,15 +16,15 @@ from opkit.collect.fidelity import (
     shipped_latencies,
 )
 from opkit.collect.groups import make_groups
-from opkit.collect.latency import Latency, choose
 from opkit.collect.options import Where, again
-from opkit.collect.parts import read_parts
 from opkit.collect.record import Record
 from opkit.collect.run import labels_of, measure, read_builds, rows_of
 from opkit.collect.sweep import Sweep
-from opkit.collect.tally import Status
+from opkit.collect.tables.latency import Latency, choose
 from opkit.collect.verify import Verified, compare, pick
 from opkit.collect.work import Group, Row
+from opkit.collect.workers.parts import read_parts
+from opkit.collect.workers.tally import Status
 from opkit.errors import BadInput
 from opkit.layers.op import AnyCase, Case, case_from_json
 from opkit.layers.registry import find_op

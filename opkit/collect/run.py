@@ -11,17 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opkit.collect.admission import Admission, check_mock, kernel_kind
-from opkit.collect.lane import Lane, LaneOptions, LocalLane
-from opkit.collect.latency import Latency
 from opkit.collect.options import Job, Where
-from opkit.collect.parts import Parts, read_parts
-from opkit.collect.pool import RunOptions, run_groups
 from opkit.collect.record import Record
 from opkit.collect.sweep import phase_of
-from opkit.collect.table_provenance import About, head_of
-from opkit.collect.tables import Written, write_tables
-from opkit.collect.tally import Outcome, Status
+from opkit.collect.tables.latency import Latency
+from opkit.collect.tables.provenance import About, head_of
+from opkit.collect.tables.write import Written, write_tables
 from opkit.collect.work import Group, Row, build_digest
+from opkit.collect.workers.lane import Lane, LaneOptions, LocalLane
+from opkit.collect.workers.parts import Parts, read_parts
+from opkit.collect.workers.pool import RunOptions, run_groups
+from opkit.collect.workers.tally import Outcome, Status
 from opkit.errors import BadInput
 from opkit.layers.manifest import Manifest, manifest_from_json
 from opkit.layers.op import case_from_json
@@ -120,7 +120,7 @@ def measure(
     )
     running = RunOptions(retry_failed=where.retry_failed)
     if where.engine == "ray":
-        from opkit.collect.ray_engine import RayOptions, run_on_ray
+        from opkit.collect.workers.ray_engine import RayOptions, run_on_ray
 
         ray = RayOptions(address=where.ray_address, workers=where.lanes, lane=options)
         return run_on_ray(groups, ray, folder, running, on_event, built)
@@ -190,11 +190,7 @@ def rows_of(folder: Path, record: Record) -> list[Row]:
     parts: Parts = read_parts(folder)
     # The record holds one series a phase; rows of others were measured in another way.
     series = set(record.series)
-    found = [
-        row
-        for row in parts.rows.values()
-        if row.ok and row.key.split("-")[0] in series
-    ]
+    found = [row for row in parts.rows.values() if row.ok and row.key.split("-")[0] in series]
     if not found:
         raise BadInput(f"{folder}: no row has been collected")
     return found

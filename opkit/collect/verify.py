@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opkit.collect.stats import median
+from opkit.collect.timing.stats import median
 from opkit.collect.work import Row
 from opkit.errors import BadInput
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from opkit.collect.fidelity import Fidelity, Shape
-from opkit.collect.install import Installed, command_line
+from opkit.collect.install.proof import Installed, command_line
 from opkit.collect.record import Record
 from opkit.collect.run import Collected
 from opkit.collect.sweep import Sweep, phase_of

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from opkit.collect.tally import Status
+from opkit.collect.workers.tally import Status
 from opkit.reports.collecting import duration
 
 LINE_EVERY_S = 10.0  # without a terminal

@@ -12,8 +12,8 @@ from pathlib import Path
 from collecting import Field
 from fake_mocks import group_of
 
-from opkit.collect.pool import RunOptions
-from opkit.collect.ray_engine import RayOptions, run_on_ray
+from opkit.collect.workers.pool import RunOptions
+from opkit.collect.workers.ray_engine import RayOptions, run_on_ray
 
 
 def interrupt(number: int, _frame: object) -> None:

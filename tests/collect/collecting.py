@@ -11,11 +11,11 @@ from typing import Any
 
 import fake_mocks
 
-from opkit.collect.lane import LaneOptions, LocalLane
-from opkit.collect.parts import Parts, read_parts
-from opkit.collect.pool import RunOptions, run_groups
-from opkit.collect.tally import Outcome
 from opkit.collect.work import Group
+from opkit.collect.workers.lane import LaneOptions, LocalLane
+from opkit.collect.workers.parts import Parts, read_parts
+from opkit.collect.workers.pool import RunOptions, run_groups
+from opkit.collect.workers.tally import Outcome
 
 HERE = Path(__file__).parent
 

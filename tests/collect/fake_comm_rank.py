@@ -18,8 +18,8 @@ from typing import Any
 
 from opkit.collect.comm.channel import RANK_VARIABLE, Channel, connect
 from opkit.collect.measurement import Measurement, Timing
-from opkit.collect.tether import tether
 from opkit.collect.work import Fault
+from opkit.collect.workers.tether import tether
 
 PLAN = json.loads(os.environ["FAKE_COMM"])
 NOTES = Path(os.environ["FAKE_COMM_NOTES"])  # what happened, over all processes

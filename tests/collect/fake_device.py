@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from opkit.collect.device import Pace, Run
-from opkit.collect.kernel_times import Trace
 from opkit.collect.measurement import GpuState, KernelTime, Measurement, Timing
-from opkit.collect.nvml import Gpu
-from opkit.collect.timing import measure
+from opkit.collect.timing.device import Pace, Run
+from opkit.collect.timing.kernel_times import Trace
+from opkit.collect.timing.measure import measure
+from opkit.collect.timing.nvml import Gpu
 
 BACK_TO_BACK = Pace()
 BUSY = GpuState(1980, 2619, 45, 400.0)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from opkit.collect.measurement import Measurement, Timing
-from opkit.collect.parts import Part
 from opkit.collect.work import Group, Row, Task
-from opkit.collect.worker import Tools
+from opkit.collect.workers.parts import Part
+from opkit.collect.workers.worker import Tools
 from opkit.errors import BadInput, ToolMissing
 from opkit.layers.graphs import CaptureFailed
 from opkit.layers.manifest import Manifest, Operand

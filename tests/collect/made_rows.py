@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from opkit.collect.estimate import VARIABLE, Aiconfigurator, find_aiconfigurator
+from opkit.collect.install.estimate import VARIABLE, Aiconfigurator, find_aiconfigurator
 from opkit.collect.measurement import GpuState, KernelTime, Measurement, Timing
-from opkit.collect.table_provenance import About, head_of
+from opkit.collect.tables.provenance import About, head_of
 from opkit.collect.work import Fault, Row
 from opkit.errors import ToolMissing
 from opkit.layers.dsa import DSA
@@ -178,7 +178,7 @@ def shipped_rows(tool: Aiconfigurator, where: str) -> list[Row]:
 
 def write_shipped(tool: Aiconfigurator, folder: Path, where: str) -> None:
     """Write such rows as opkit's tables."""
-    from opkit.collect.tables import write_tables
+    from opkit.collect.tables.write import write_tables
 
     written = write_tables(DSA, shipped_rows(tool, where), about(), folder)
     assert len(written.tables) == 2

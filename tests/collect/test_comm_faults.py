@@ -16,8 +16,8 @@ from comm_bench import alive, fake_launcher, made_host, started, wait_until_dead
 
 from opkit.collect.comm.plan import CommOptions
 from opkit.collect.comm.run import CommResult, run_comm
-from opkit.collect.parts import read_parts
 from opkit.collect.work import Fault
+from opkit.collect.workers.parts import read_parts
 from opkit.errors import ToolMissing
 
 Run = Callable[..., CommResult]

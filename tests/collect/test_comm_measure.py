@@ -16,7 +16,7 @@ from opkit.collect.comm.collectives import WrongResult
 from opkit.collect.comm.measure import LEAD_SECONDS, Party, measure
 from opkit.collect.comm.plan import CommCase
 from opkit.collect.measurement import GpuState, Timing, measurement_from_json
-from opkit.collect.nvml import Gpu
+from opkit.collect.timing.nvml import Gpu
 from opkit.layers.op import LaunchMode
 
 TIMING = Timing(warmups=2, min_iterations=20, max_iterations=60, spread=0.01, max_seconds=30.0)

@@ -11,7 +11,7 @@ from comm_bench import H100, fake_launcher, made_host
 
 from opkit.collect.comm.plan import CommOptions
 from opkit.collect.comm.run import CommResult, run_comm
-from opkit.collect.table_files import read_provenance
+from opkit.collect.tables.files import read_provenance
 
 # `describe` of h100_sxm/comm/{nccl/2.29.2,vllm/0.24.0} of aiconfigurator 0.12.0.
 SHIPPED_NCCL = {

@@ -7,8 +7,8 @@ import sys
 import pytest
 from fake_torch import BARE_UUID, SPIN, FakeTorch
 
-from opkit.collect.device import CpuDevice, CudaDevice, Pace, open_device
-from opkit.collect.nvml import Gpu
+from opkit.collect.timing.device import CpuDevice, CudaDevice, Pace, open_device
+from opkit.collect.timing.nvml import Gpu
 from opkit.errors import ToolMissing
 
 

@@ -18,11 +18,11 @@ import pytest
 from collecting import HERE, Field, living, until
 from fake_mocks import LATE_TOOLS, OutOfMemoryError, group_of
 
-from opkit.collect.faults import describe, disk_full, fault_of
-from opkit.collect.pool import RunOptions, run_groups
-from opkit.collect.post_mortem import how_it_ended, last_words
-from opkit.collect.tally import Outcome
 from opkit.collect.work import Fault, Row
+from opkit.collect.workers.faults import describe, disk_full, fault_of
+from opkit.collect.workers.pool import RunOptions, run_groups
+from opkit.collect.workers.post_mortem import how_it_ended, last_words
+from opkit.collect.workers.tally import Outcome
 from opkit.errors import BadInput, RunFailed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opkit.collect.gpus import Gpu, list_gpus
+from opkit.collect.workers.gpus import Gpu, list_gpus
 
 
 class Nvml:

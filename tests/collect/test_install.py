@@ -20,7 +20,7 @@ from made_rows import (
 )
 from made_systems import fake_aiconfigurator, make_systems, tree
 
-from opkit.collect.estimate import (
+from opkit.collect.install.estimate import (
     Aiconfigurator,
     Estimate,
     command_of,
@@ -28,11 +28,11 @@ from opkit.collect.estimate import (
     find_aiconfigurator,
     read_estimate,
 )
-from opkit.collect.install import Installed, install, judge, scale
-from opkit.collect.overlay import MARK, Place, lay_out
-from opkit.collect.questions import Asked, Question, questions
-from opkit.collect.table_provenance import head_of
-from opkit.collect.tables import write_tables
+from opkit.collect.install.overlay import MARK, Place, lay_out
+from opkit.collect.install.proof import Installed, install, judge, scale
+from opkit.collect.install.questions import Asked, Question, questions
+from opkit.collect.tables.provenance import head_of
+from opkit.collect.tables.write import write_tables
 from opkit.collect.work import Row
 from opkit.errors import BadInput, RunFailed, ToolMissing
 from opkit.layers.dsa import DSA

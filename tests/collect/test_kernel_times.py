@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from opkit.collect.kernel_times import Activity, summarise
 from opkit.collect.measurement import KernelTime
+from opkit.collect.timing.kernel_times import Activity, summarise
 
 MARKER = "spin_kernel"
 

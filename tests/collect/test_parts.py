@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from opkit.collect import parts as parts_module
 from opkit.collect.measurement import GpuState, KernelTime, Measurement, Power
-from opkit.collect.parts import Part, PartFailed, Parts, read_parts
 from opkit.collect.work import Fault, Row
+from opkit.collect.workers import parts as parts_module
+from opkit.collect.workers.parts import Part, PartFailed, Parts, read_parts
 from opkit.errors import BadInput
 from opkit.layers.op import LaunchMode
 
@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
 
 def test_two_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from opkit.collect.parts import Part;"
+        "import sys; from pathlib import Path; from opkit.collect.workers.parts import Part;"
         "from opkit.collect.work import Row; from opkit.collect.measurement import Measurement;"
         "part = Part(Path(sys.argv[1]));"
         "[part.append(Row(f'{sys.argv[2]}{n}', 'g', 't', {}, {}, Measurement((1.0,))))"

@@ -14,13 +14,13 @@ from collecting import Field
 from fake_mocks import group_of
 
 import opkit
-from opkit.collect.board import Board
-from opkit.collect.lane import BuildFailed, BuildReport, LaneOptions, LocalLane, Tried
 from opkit.collect.measurement import Measurement
-from opkit.collect.parts import Part
-from opkit.collect.pool import RunOptions, run_groups
-from opkit.collect.tally import ACTIVITIES, Status, Tally
 from opkit.collect.work import Fault, Group, Row, Task, build_digest
+from opkit.collect.workers.board import Board
+from opkit.collect.workers.lane import BuildFailed, BuildReport, LaneOptions, LocalLane, Tried
+from opkit.collect.workers.parts import Part
+from opkit.collect.workers.pool import RunOptions, run_groups
+from opkit.collect.workers.tally import ACTIVITIES, Status, Tally
 from opkit.errors import BadInput, OpkitError
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import LaunchMode
@@ -497,7 +497,7 @@ def test_a_lane_that_the_driver_cannot_end_is_not_used_again(
     (lane,) = field.lanes()
     group = group_of("ok")
     lane.build(group, lambda: False)
-    monkeypatch.setattr("opkit.collect.lane._REAP_S", 0.0)
+    monkeypatch.setattr("opkit.collect.workers.lane._REAP_S", 0.0)
     lane.kill()
     with pytest.raises(BuildFailed, match="hangs in the GPU's driver") as caught:
         lane.build(group, lambda: False)

@@ -9,10 +9,11 @@ import pytest
 from fake_device import FakeDevice
 from fake_nvml import UUID, FakeNvml, NVMLError_NotSupported
 
-from opkit.collect.device import CpuDevice, Run
 from opkit.collect.measurement import Timing
-from opkit.collect.nvml import Gpu, open_gpu
-from opkit.collect.power import (
+from opkit.collect.timing.device import CpuDevice, Run
+from opkit.collect.timing.measure import measure
+from opkit.collect.timing.nvml import Gpu, open_gpu
+from opkit.collect.timing.power import (
     LEAD,
     LEAD_AVERAGED,
     Meter,
@@ -23,7 +24,6 @@ from opkit.collect.power import (
     mean_rate,
     measure_power,
 )
-from opkit.collect.timing import measure
 
 NO_ENERGY = {"nvmlDeviceGetTotalEnergyConsumption": NVMLError_NotSupported("no")}
 

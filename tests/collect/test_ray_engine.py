@@ -18,11 +18,11 @@ import pytest
 from collecting import HERE, Field, living, until, variable
 from fake_mocks import group_of
 
-from opkit.collect import ray_engine
-from opkit.collect.pool import RunOptions
-from opkit.collect.ray_engine import RayLane, RayOptions, ray_lanes, run_on_ray
-from opkit.collect.tally import Outcome, Status
 from opkit.collect.work import Fault
+from opkit.collect.workers import ray_engine
+from opkit.collect.workers.pool import RunOptions
+from opkit.collect.workers.ray_engine import RayLane, RayOptions, ray_lanes, run_on_ray
+from opkit.collect.workers.tally import Outcome, Status
 from opkit.errors import BadInput, RunFailed, ToolMissing
 
 needs_ray = pytest.mark.skipif(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opkit.collect.stats import (
+from opkit.collect.timing.stats import (
     deviation,
     half_width,
     interval_ranks,

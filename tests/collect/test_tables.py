@@ -15,19 +15,19 @@ import pytest
 import yaml
 from made_rows import NOISE, about, dsa_row, failed_row, grid, measured
 
-from opkit.collect import table_files
-from opkit.collect.latency import Flag, Latency, choose
 from opkit.collect.measurement import Power
-from opkit.collect.table_provenance import FRAMEWORKS, head_of
-from opkit.collect.tables import EXTRA, Written, write_tables
-from opkit.collect.timing import HOST_BOUND
-from opkit.collect.validate import (
+from opkit.collect.tables import files as table_files
+from opkit.collect.tables.latency import Flag, Latency, choose
+from opkit.collect.tables.provenance import FRAMEWORKS, head_of
+from opkit.collect.tables.validate import (
     BOUND_SHARE,
     GPU_TOLERANCE,
     MONOTONE_TOLERANCE,
     SPIKE_TOLERANCE,
     Rule,
 )
+from opkit.collect.tables.write import EXTRA, Written, write_tables
+from opkit.collect.timing.measure import HOST_BOUND
 from opkit.collect.work import Fault, Row
 from opkit.errors import BadInput
 from opkit.layers.dsa import DSA

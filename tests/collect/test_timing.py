@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fake_device import BUSY, GEMM, LOST, counts, fake, run, traced_counts
 
-from opkit.collect.device import CpuDevice
 from opkit.collect.measurement import GpuState, Measurement, Timing, measurement_from_json
-from opkit.collect.timing import (
+from opkit.collect.timing.device import CpuDevice
+from opkit.collect.timing.measure import (
     FIRST_LEAD,
     LONGEST_LEAD,
     LONGEST_REST,

@@ -7,9 +7,9 @@ import itertools
 import pytest
 from fake_device import GEMM, LOST, counts, fake, run, traced_counts
 
-from opkit.collect.device import Pace
-from opkit.collect.kernel_times import Trace
 from opkit.collect.measurement import Timing
+from opkit.collect.timing.device import Pace
+from opkit.collect.timing.kernel_times import Trace
 
 
 @pytest.mark.parametrize(("gpu_ms", "rest"), [(0.23, 0.0), (0.99, 0.0), (1.5, 0.0045)])

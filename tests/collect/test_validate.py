@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from made_rows import H100, installed_aiconfigurator, manifest, shipped_rows
 
-from opkit.collect.bound import peaks_of
-from opkit.collect.validate import (
+from opkit.collect.tables.bound import peaks_of
+from opkit.collect.tables.validate import (
     BOUND_SHARE,
     MONOTONE_TOLERANCE,
     Line,

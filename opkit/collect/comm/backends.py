@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from opkit.collect.comm.collectives import Collective, EngineAllReduce, TorchCollective
 from opkit.collect.comm.plan import CommCase
-from opkit.collect.faults import describe
+from opkit.collect.workers.faults import describe
 from opkit.errors import ToolMissing
 
 # What an engine's backend needs; the probe imports them before anything is started.

@@ -23,10 +23,10 @@ from opkit.collect.comm.collectives import (
     fill_for_timing,
 )
 from opkit.collect.comm.plan import CommCase, launches
-from opkit.collect.faults import describe
 from opkit.collect.measurement import GpuState, Measurement, Timing
-from opkit.collect.nvml import THROTTLES, Gpu
-from opkit.collect.stats import half_width, median
+from opkit.collect.timing.nvml import THROTTLES, Gpu
+from opkit.collect.timing.stats import half_width, median
+from opkit.collect.workers.faults import describe
 from opkit.layers.op import LaunchMode
 
 BLOCK = 10  # batches between two looks at the spread

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from opkit.collect.comm.backends import require_engine
-from opkit.collect.faults import describe
+from opkit.collect.workers.faults import describe
 from opkit.errors import ToolMissing
 
 MARK = "opkit-probe: "  # frameworks write to stdout when they are imported

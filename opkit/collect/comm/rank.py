@@ -21,11 +21,11 @@ from opkit.collect.comm.channel import RANK_VARIABLE, Channel, connect
 from opkit.collect.comm.collectives import WrongResult
 from opkit.collect.comm.measure import Party, measure
 from opkit.collect.comm.plan import CommCase
-from opkit.collect.faults import describe, fault_of
 from opkit.collect.measurement import Timing
-from opkit.collect.nvml import Gpu, open_gpu
-from opkit.collect.tether import tether
+from opkit.collect.timing.nvml import Gpu, open_gpu
 from opkit.collect.work import Fault
+from opkit.collect.workers.faults import describe, fault_of
+from opkit.collect.workers.tether import tether
 from opkit.layers.op import LaunchMode
 
 HOST = "127.0.0.1"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opkit.collect.comm.sizes import algorithm_bandwidth, bus_bandwidth
-from opkit.collect.latency import Latency, choose
-from opkit.collect.stats import median
-from opkit.collect.table_provenance import spread_of
+from opkit.collect.tables.latency import Latency, choose
+from opkit.collect.tables.provenance import spread_of
+from opkit.collect.timing.stats import median
 from opkit.collect.work import Row
 
 

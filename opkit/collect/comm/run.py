@@ -30,12 +30,12 @@ from opkit.collect.comm.processes import Launcher, default_launcher
 from opkit.collect.comm.report import CommLine, line_of
 from opkit.collect.comm.tables import TABLES, columns_of, in_tables, write_comm_tables
 from opkit.collect.comm.world import Broken, Heard, run_world
-from opkit.collect.gpus import list_gpus
 from opkit.collect.measurement import measurement_from_json
-from opkit.collect.parts import Part, Parts, read_parts
-from opkit.collect.tables import TableFiles
-from opkit.collect.validate import Problem
+from opkit.collect.tables.validate import Problem
+from opkit.collect.tables.write import TableFiles
 from opkit.collect.work import Fault, Row, build_digest
+from opkit.collect.workers.gpus import list_gpus
+from opkit.collect.workers.parts import Part, Parts, read_parts
 from opkit.layers.manifest import Manifest, manifest_from_json
 
 FOLDER = "comm"

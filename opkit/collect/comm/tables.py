@@ -8,9 +8,9 @@ from pathlib import Path
 
 from opkit.collect.comm.host import Host
 from opkit.collect.comm.plan import CommCase
-from opkit.collect.latency import Latency
-from opkit.collect.table_provenance import About, Head
-from opkit.collect.tables import Written, write_tables
+from opkit.collect.tables.latency import Latency
+from opkit.collect.tables.provenance import About, Head
+from opkit.collect.tables.write import Written, write_tables
 from opkit.collect.work import Row
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import LaunchMode, Op, Table

@@ -22,8 +22,8 @@ from opkit.collect.comm.processes import (
     listening,
 )
 from opkit.collect.measurement import Timing
-from opkit.collect.post_mortem import last_words
 from opkit.collect.work import Fault
+from opkit.collect.workers.post_mortem import last_words
 
 POLL_S = 0.2
 # A rank's fault may be another's death seen from its side: whose death shows within this time.

@@ -1,6 +1,6 @@
 """The process that owns one GPU: builds a mock, measures its cases, appends what it measured.
 
-    python -m opkit.collect.worker SETTINGS
+    python -m opkit.collect.workers.worker SETTINGS
 
 A lane (``lane.py``) starts it and talks with it over one inherited socket, in lines of JSON; stdout
 and stderr are the engines' and go to a log. What it is told, and what it answers:
@@ -38,11 +38,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
 
-from opkit.collect.faults import describe, disk_full, fault_of, recover
 from opkit.collect.measurement import Measurement, Timing
-from opkit.collect.parts import Part, PartFailed
-from opkit.collect.tether import tether
 from opkit.collect.work import Fault, Group, Row, build_digest
+from opkit.collect.workers.faults import describe, disk_full, fault_of, recover
+from opkit.collect.workers.parts import Part, PartFailed
+from opkit.collect.workers.tether import tether
 from opkit.errors import EXIT_RUN_FAILED, OpkitError
 from opkit.layers.graphs import CaptureFailed
 from opkit.layers.manifest import Manifest
@@ -50,7 +50,7 @@ from opkit.layers.mock import Forward, Mock
 from opkit.layers.op import LaunchMode, Op, case_from_json
 from opkit.layers.plan import Plan, PlannedCase, plan_from_json
 
-STANDARD_TOOLS = "opkit.collect.worker:standard_tools"
+STANDARD_TOOLS = "opkit.collect.workers.worker:standard_tools"
 EXIT_ENDED = 128 + signal.SIGTERM  # as shells count it
 
 
@@ -73,8 +73,8 @@ class Tools:
         find_op: the op of a name.
         build_mock: see :func:`opkit.layers.registry.build_mock`.
         open_device: the GPU that is visible, or the CPU.
-        measure: see :func:`opkit.collect.timing.measure`.
-        recover: see :func:`opkit.collect.faults.recover`.
+        measure: see :func:`opkit.collect.timing.measure.measure`.
+        recover: see :func:`opkit.collect.workers.faults.recover`.
     """
 
     find_op: Callable[[str], Op]
@@ -86,9 +86,9 @@ class Tools:
 
 def standard_tools() -> Tools:
     """What collection runs with."""
-    device = importlib.import_module("opkit.collect.device")
+    device = importlib.import_module("opkit.collect.timing.device")
     registry = importlib.import_module("opkit.layers.registry")
-    timing = importlib.import_module("opkit.collect.timing")
+    timing = importlib.import_module("opkit.collect.timing.measure")
     return Tools(registry.find_op, registry.build_mock, device.open_device, timing.measure)
 
 
@@ -323,7 +323,7 @@ def serve(settings: Settings, link: socket.socket) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m opkit.collect.worker SETTINGS``."""
+    """``python -m opkit.collect.workers.worker SETTINGS``."""
     settings = Settings(**json.loads(arguments[0]))
     os.set_inheritable(settings.socket, False)
     guard = tether(settings.parent, settings.socket)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from opkit.collect.measurement import KernelTime
-from opkit.collect.stats import median
+from opkit.collect.timing.stats import median
 
 
 @dataclass(frozen=True)

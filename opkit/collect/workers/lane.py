@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from opkit.collect.interpreter import module_command
-from opkit.collect.post_mortem import how_it_ended, last_words
 from opkit.collect.work import Fault, Group, Row, Task, row_from_json
-from opkit.collect.worker import STANDARD_TOOLS, Settings, build_command, measure_command
+from opkit.collect.workers.interpreter import module_command
+from opkit.collect.workers.post_mortem import how_it_ended, last_words
+from opkit.collect.workers.worker import STANDARD_TOOLS, Settings, build_command, measure_command
 from opkit.errors import RunFailed
 from opkit.layers.manifest import Manifest, manifest_from_json
 
@@ -40,7 +40,7 @@ class LaneOptions:
         python: their interpreter, which must have opkit's dependencies and the framework; empty
             for that of the process that starts them.
         env: variables to set for them.
-        tools: see :class:`opkit.collect.worker.Settings`.
+        tools: see :class:`opkit.collect.workers.worker.Settings`.
         start_s: seconds until a worker must have opened its GPU.
         build_s: seconds that a build may take.
         case_s: seconds that a case may take.
@@ -265,7 +265,7 @@ class LocalLane:
             theirs.fileno(), os.getpid(), str(self._folder or ""), self._options.tools
         )
         python = self._options.python or sys.executable
-        command = module_command(python, "opkit.collect.worker")
+        command = module_command(python, "opkit.collect.workers.worker")
         with theirs, self._log.open("wb") as log:
             try:
                 self._popen = subprocess.Popen(

@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 import yaml
 
-from opkit.collect.estimate import (
+from opkit.collect.install.estimate import (
     HALF_UNIT_MS,
     Aiconfigurator,
     Estimate,
@@ -26,10 +26,10 @@ from opkit.collect.estimate import (
     estimate,
     find_aiconfigurator,
 )
-from opkit.collect.overlay import Laid, Place, lay_out
-from opkit.collect.questions import Asked, Found, Question, questions
-from opkit.collect.table_files import META
-from opkit.collect.validate import is_text
+from opkit.collect.install.overlay import Laid, Place, lay_out
+from opkit.collect.install.questions import Asked, Found, Question, questions
+from opkit.collect.tables.files import META
+from opkit.collect.tables.validate import is_text
 from opkit.errors import BadInput
 from opkit.layers.op import Op, Table
 

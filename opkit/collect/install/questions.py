@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from opkit.collect.validate import Value
+from opkit.collect.tables.validate import Value
 from opkit.errors import BadInput
 
 Found = Mapping[str, Value]

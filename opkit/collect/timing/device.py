@@ -1,7 +1,7 @@
 """Where cases run and what takes their time: a CUDA device by its events, or the CPU by its clock.
 
 A device does what it is told, iteration by iteration; how many, with which rests, is decided in
-:mod:`opkit.collect.timing`.
+:mod:`opkit.collect.timing.measure`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from opkit.collect.kernel_times import Activity, Trace, summarise
-from opkit.collect.nvml import Gpu, open_gpu
+from opkit.collect.timing.kernel_times import Activity, Trace, summarise
+from opkit.collect.timing.nvml import Gpu, open_gpu
 from opkit.errors import ToolMissing
 
 _LOG = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from opkit.collect.measurement import Measurement
-from opkit.collect.stats import median
-from opkit.collect.timing import host_bound
+from opkit.collect.timing.measure import host_bound
+from opkit.collect.timing.stats import median
 from opkit.layers.op import LaunchMode
 
 SETTLED = "spread"  # why iterations ended, when they ended as they should

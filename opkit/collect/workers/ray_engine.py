@@ -25,7 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from opkit.collect.lane import (
+from opkit.collect.work import Fault, Group, Row, Task
+from opkit.collect.workers.lane import (
     BuildFailed,
     BuildReport,
     Cancelled,
@@ -35,9 +36,8 @@ from opkit.collect.lane import (
     Tried,
     Unwanted,
 )
-from opkit.collect.pool import OnBuilt, OnEvent, RunOptions, run_groups
-from opkit.collect.tally import Outcome
-from opkit.collect.work import Fault, Group, Row, Task
+from opkit.collect.workers.pool import OnBuilt, OnEvent, RunOptions, run_groups
+from opkit.collect.workers.tally import Outcome
 from opkit.errors import BadInput, RunFailed, ToolMissing
 
 _POLL_S = 0.2
@@ -73,10 +73,10 @@ def run_on_ray(
     on_event: OnEvent | None = None,
     on_built: OnBuilt | None = None,
 ) -> Outcome:
-    """:func:`opkit.collect.pool.run_groups` over a Ray cluster.
+    """:func:`opkit.collect.workers.pool.run_groups` over a Ray cluster.
 
     Raises:
-        As :func:`ray_lanes` and :func:`opkit.collect.pool.run_groups` do.
+        As :func:`ray_lanes` and :func:`opkit.collect.workers.pool.run_groups` do.
     """
     with ray_lanes(ray) as lanes:
         return run_groups(groups, lanes, folder, options, on_event, on_built)
@@ -180,7 +180,7 @@ class Seat:
         return os.getpid()
 
     def build(self, group: Group) -> BuildReport | tuple[str, bool, bool]:
-        """See :meth:`opkit.collect.lane.Lane.build`; (reason, final, start) when it failed."""
+        """See :meth:`.lane.Lane.build`; (reason, final, start) when it failed."""
         try:
             return self._lane.build(group, _never)
         except BuildFailed as failure:
@@ -189,7 +189,7 @@ class Seat:
             return str(stop), True, True
 
     def measure(self, task: Task, attempt: int) -> Tried | str:
-        """See :meth:`opkit.collect.lane.Lane.measure`; a reason when the node is unfit."""
+        """See :meth:`opkit.collect.workers.lane.Lane.measure`; a reason when the node is unfit."""
         try:
             return self._lane.measure(task, attempt, False, _never)
         except Stop as stop:
@@ -206,7 +206,7 @@ def _never() -> bool:
 
 
 class RayLane:
-    """A lane whose worker is anywhere in the cluster; see :class:`opkit.collect.lane.Lane`."""
+    """A lane whose worker is anywhere in the cluster; see :class:`.lane.Lane`."""
 
     keeps = False
 
@@ -225,11 +225,11 @@ class RayLane:
         self._unfit = ""  # why its node is of no use any more
 
     def serves(self, group: Group) -> bool:
-        """See :class:`opkit.collect.lane.Lane`."""
+        """See :class:`opkit.collect.workers.lane.Lane`."""
         return self._actor is not None and self._group == group.name
 
     def build(self, group: Group, cancelled: Cancelled) -> BuildReport:
-        """See :class:`opkit.collect.lane.Lane`."""
+        """See :class:`opkit.collect.workers.lane.Lane`."""
         if self._unfit:
             raise BuildFailed(self._unfit, final=True, start=True)
         began = time.monotonic()
@@ -247,7 +247,7 @@ class RayLane:
         return BuildReport(answer.manifest, answer.digest, answer.start_s + waited, answer.build_s)
 
     def measure(self, task: Task, attempt: int, keep: bool, cancelled: Cancelled) -> Tried:
-        """See :class:`opkit.collect.lane.Lane`; ``keep`` is the driver's affair."""
+        """See :class:`opkit.collect.workers.lane.Lane`; ``keep`` is the driver's affair."""
         del keep
         began = time.monotonic()
         group = self._group
@@ -264,7 +264,7 @@ class RayLane:
         return cast(Tried, answer)
 
     def drop(self) -> None:
-        """See :class:`opkit.collect.lane.Lane`."""
+        """See :class:`opkit.collect.workers.lane.Lane`."""
         if self._actor is None:
             return
         actor, self._actor, self._group = self._actor, None, ""

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from opkit.collect.table_files import META, staged
+from opkit.collect.tables.files import META, staged
 from opkit.errors import BadInput
 
 MARK = ".opkit-overlay.json"

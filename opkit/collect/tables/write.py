@@ -13,10 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opkit.collect.bound import peaks_of
-from opkit.collect.latency import choose
-from opkit.collect.stats import median
-from opkit.collect.table_files import (
+from opkit.collect.tables.bound import peaks_of
+from opkit.collect.tables.files import (
     META,
     Cell,
     digest_of,
@@ -26,8 +24,10 @@ from opkit.collect.table_files import (
     write_csv,
     write_parquet,
 )
-from opkit.collect.table_provenance import About, Entry, meta_entry, provenance_text, spread_of
-from opkit.collect.validate import OVERRIDABLE, Line, Problem, Value, is_text, validate
+from opkit.collect.tables.latency import choose
+from opkit.collect.tables.provenance import About, Entry, meta_entry, provenance_text, spread_of
+from opkit.collect.tables.validate import OVERRIDABLE, Line, Problem, Value, is_text, validate
+from opkit.collect.timing.stats import median
 from opkit.collect.work import Row
 from opkit.errors import BadInput
 from opkit.layers.op import Op, Table, case_from_json

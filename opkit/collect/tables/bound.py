@@ -63,7 +63,7 @@ class Peaks:
 
 @cache
 def _known() -> tuple[tuple[tuple[str, ...], Peaks], ...]:
-    text = resources.files("opkit.collect").joinpath("gpus.toml").read_text("utf-8")
+    text = resources.files("opkit.collect.tables").joinpath("gpus.toml").read_text("utf-8")
     return tuple(
         (
             tuple(item["names"]),

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import opkit
-from opkit.collect.latency import Chosen, Latency
-from opkit.collect.stats import half_width, mad, median
-from opkit.collect.table_files import PROVENANCE_SCHEMA
-from opkit.collect.validate import Problem
+from opkit.collect.tables.files import PROVENANCE_SCHEMA
+from opkit.collect.tables.latency import Chosen, Latency
+from opkit.collect.tables.validate import Problem
+from opkit.collect.timing.stats import half_width, mad, median
 from opkit.collect.work import Row
 from opkit.layers.manifest import Manifest
 

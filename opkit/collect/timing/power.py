@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from opkit.collect.device import Device, Forward, Run
 from opkit.collect.measurement import Power
-from opkit.collect.nvml import Gpu
-from opkit.collect.stats import deviation
+from opkit.collect.timing.device import Device, Forward, Run
+from opkit.collect.timing.nvml import Gpu
+from opkit.collect.timing.stats import deviation
 
 INTERVAL = 0.010  # seconds between readings: several to a step of the counter, 1 % of a core
 CHUNK = 0.020  # seconds of work queued at a time

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from opkit.collect.device import Device, Forward, Pace
-from opkit.collect.kernel_times import Trace
 from opkit.collect.measurement import L2_STATES, PACINGS, GpuState, Measurement, Power, Timing
-from opkit.collect.nvml import THROTTLES
-from opkit.collect.power import measure_power
-from opkit.collect.stats import deviation, half_width, median
+from opkit.collect.timing.device import Device, Forward, Pace
+from opkit.collect.timing.kernel_times import Trace
+from opkit.collect.timing.nvml import THROTTLES
+from opkit.collect.timing.power import measure_power
+from opkit.collect.timing.stats import deviation, half_width, median
 from opkit.errors import BadInput
 from opkit.layers.op import LaunchMode
 

@@ -26,11 +26,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from opkit.collect.board import Board, Job, Lot
-from opkit.collect.lane import BuildFailed, Lane, Stop, Tried, Unwanted
-from opkit.collect.parts import Part, PartFailed, Parts, read_parts
-from opkit.collect.tally import NotRun, Outcome, Status, Tally
 from opkit.collect.work import Fault, Group, Row, Task
+from opkit.collect.workers.board import Board, Job, Lot
+from opkit.collect.workers.lane import BuildFailed, Lane, Stop, Tried, Unwanted
+from opkit.collect.workers.parts import Part, PartFailed, Parts, read_parts
+from opkit.collect.workers.tally import NotRun, Outcome, Status, Tally
 from opkit.errors import BadInput
 from opkit.layers.manifest import Manifest
 

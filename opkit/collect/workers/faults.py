@@ -10,8 +10,8 @@ import re
 import sys
 from typing import Any
 
-from opkit.collect.parts import FULL
 from opkit.collect.work import Fault
+from opkit.collect.workers.parts import FULL
 from opkit.errors import BadInput
 
 # ``torch.OutOfMemoryError`` (also ``torch.cuda.OutOfMemoryError``); the texts are those of CUDA

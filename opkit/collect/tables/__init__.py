@@ -1,0 +1,1 @@
+"""What is written: the field's tables, validated, each with its provenance. Measures nothing."""
