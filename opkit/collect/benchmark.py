@@ -89,7 +89,9 @@ def benchmark_with_power(
             if use_cuda_graph and opened.index >= 0:
                 graph, graph_error = _capture(kernel_func, repeat_n, allow_graph_fail)
             launch = LaunchMode.EAGER if graph is None else LaunchMode.GRAPH
-            measured = measure(graph or repeated, asked, opened, launch, graph_error)
+            measured = measure(
+                graph or repeated, asked, opened, launch, graph_error, by_elapsed=True
+            )
             yield _results(measured, repeat_n)
         finally:
             if graph is not None:

@@ -23,9 +23,10 @@ class Timing:
         l2: ``warm`` leaves in the L2 cache what the last iteration left there; ``cold`` reads
             twice its size before each iteration.
         warmups: least iterations before the measured ones.
-        min_iterations, max_iterations: bounds on the measured iterations.
+        min_iterations, max_iterations: bounds on the measured iterations (5 at least for cases of
+            20 ms and more).
         spread: iterations go on until the 95 % confidence half-width of the median is at most this
-            share of it.
+            share of it: of elapsed time for graphs, of GPU time for eager launches.
         max_seconds: measured and paused time of one case, at most (at least ``min_iterations``).
         gpu_time: also take the kernels' own times (CUPTI, in a pass that is not timed).
         power: also measure power.
@@ -38,7 +39,7 @@ class Timing:
     min_iterations: int = 8
     max_iterations: int = 200
     spread: float = 0.0025
-    max_seconds: float = 2.0
+    max_seconds: float = 1.0
     gpu_time: bool = True
     power: bool = False
     power_seconds: float = 1.0

@@ -71,12 +71,22 @@ def collect(job: Job, on_event: Callable[[Status], None]) -> Collected:
         KeyboardInterrupt: everything started has been ended; the rows measured are kept.
     """
     job.record.write(job.folder)
-    outcome = measure(job.groups, job.where, job.folder, job.admission, on_event)
-    return finish(job, outcome)
+    try:
+        outcome = measure(job.groups, job.where, job.folder, job.admission, on_event)
+    except KeyboardInterrupt:
+        write(job)  # what is measured is in the tables, which say that they are partial
+        raise
+    written, record, unaligned = write(job)
+    already = sum(len(group.tasks) for group in job.groups) - outcome.planned
+    return Collected(outcome, written, record, already, unaligned, job.folder)
 
 
-def finish(job: Job, outcome: Outcome) -> Collected:
-    """Merge all parts and write the tables."""
+def write(job: Job) -> tuple[Written, Record, dict[str, int]]:
+    """Merge all parts and write the tables.
+
+    Returns:
+        The tables, the collection's record, and the kernels that the alignment never saw.
+    """
     parts = read_parts(job.folder)
     series = {job.subject.series(job.timing, phase) for phase in job.subject.admitted}
     rows = [row for row in parts.rows.values() if row.key.split("-")[0] in series]
@@ -92,8 +102,7 @@ def finish(job: Job, outcome: Outcome) -> Collected:
         failed=dict(Counter(str(row.fault) for row in rows if not row.ok)),
     )
     record.write(job.folder)
-    already = sum(len(group.tasks) for group in job.groups) - outcome.planned
-    return Collected(outcome, written, record, already, unaligned, job.folder)
+    return written, record, unaligned
 
 
 def measure(

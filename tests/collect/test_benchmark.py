@@ -122,9 +122,9 @@ def ask(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> tuple[bool, float]
     seen: list[Timing] = []
     real = benchmark.measure
 
-    def measure(forward: Any, timing: Timing, *more: Any) -> Any:
+    def measure(forward: Any, timing: Timing, *more: Any, **named: Any) -> Any:
         seen.append(timing)
-        return real(forward, Timing(max_iterations=8), *more)
+        return real(forward, Timing(max_iterations=8), *more, **named)
 
     monkeypatch.setattr(benchmark, "measure", measure)
     device = FakeDevice(iter([1.0]), FakeGpu())
@@ -169,7 +169,7 @@ def test_counts_below_one_are_refused(wrong: dict[str, int]) -> None:
 def test_power_is_given_under_the_names_of_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     power = Power(412.0, 700.0, 0.4, "energy counter", 1.0, 0, 0.001)
     monkeypatch.setattr(
-        benchmark, "measure", lambda *_: Measurement(elapsed_ms=(1.0,) * 6, power=power)
+        benchmark, "measure", lambda *_, **__: Measurement(elapsed_ms=(1.0,) * 6, power=power)
     )
     with benchmark_with_power("cpu", work, measure_power=True) as results:
         pass

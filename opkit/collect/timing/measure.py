@@ -39,7 +39,6 @@ SETTLE_BATCH = 0.05  # seconds of one such batch: several periods of the GPU's p
 LEAST_MORE = 4  # further iterations at a time, at least
 
 LONG = 0.020  # seconds of an iteration from which fewer of them have to do
-LONG_WARMUPS = 2  # of a long case; one alone may be the host's hiccup
 LEAST_LONG = 5  # iterations of a long case: what a confidence interval needs
 TRACE_SECONDS = 0.3  # that the first traced pass may take, beyond its least iterations
 LEAST_TRACED = 3
@@ -107,6 +106,7 @@ def measure(
     launch: LaunchMode = LaunchMode.EAGER,
     graph_error: str = "",
     clock: Callable[[], float] = time.perf_counter,
+    by_elapsed: bool = False,
 ) -> Measurement:
     """Measure one case.
 
@@ -117,6 +117,7 @@ def measure(
         launch: what ``forward`` does: launch kernels one by one, or replay a graph.
         graph_error: why it does not replay a graph, although one was asked for.
         clock: seconds; bounds how long all of this takes.
+        by_elapsed: elapsed time is the value of an eager launch too, so it decides when to stop.
 
     Returns:
         All samples, none dropped. With several readings of the GPU's state ``after`` is the last
@@ -132,7 +133,7 @@ def measure(
     if timing.pacing == "sustained":
         _settle(run)
     before, run.states = run.states[-1], []
-    if timing.gpu_time and launch is LaunchMode.EAGER:
+    if timing.gpu_time and launch is LaunchMode.EAGER and not by_elapsed:
         samples, trace, stopped = _eager(run)
     else:
         samples, stopped = _iterate(run)
@@ -197,9 +198,8 @@ def _warm_up(run: _Run) -> None:
             needed = min(needed, run.warmups)
         if run.warmups >= needed and (steady or late or needed == 1):
             break
-    if not run.states:  # it ended before the iteration that was to be looked at
-        run.look()
-    run.seconds = last / 1e3
+    # What a host adds to an eager launch jitters, and only ever adds.
+    run.seconds = (fastest if run.launch is LaunchMode.EAGER else last) / 1e3
 
 
 def _settle(run: _Run) -> None:
@@ -245,10 +245,11 @@ def _eager(run: _Run) -> tuple[list[float], Trace, str]:
             break
         left = math.ceil((timing.max_seconds - used) / max(used / have, 1e-9))
         more = _trace(run, min(max(first, have // 2), timing.max_iterations - have, left))
-        if more.gpu_ms:
-            problem = trace.problem or more.problem
-            more = replace(more, gpu_ms=trace.gpu_ms + more.gpu_ms, problem=problem)
-        trace = more
+        problem = trace.problem or more.problem
+        if not more.gpu_ms:
+            trace, stopped = replace(trace, problem=problem), "trace"
+            break
+        trace = replace(more, gpu_ms=trace.gpu_ms + more.gpu_ms, problem=problem)
     if not trace.gpu_ms:
         samples, stopped = _iterate(run)
         return samples, trace, stopped

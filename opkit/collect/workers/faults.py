@@ -29,7 +29,7 @@ _CUDA_TEXT = re.compile(
     r"CUBLAS_STATUS_|CUDNN_STATUS_|NCCL Error",
     re.IGNORECASE,
 )
-_TEXT_LIMIT = 2000  # characters of an error kept in a row
+_TEXT_LIMIT = 300  # torch follows "out of memory" with a page of advice
 
 
 def fault_of(error: BaseException) -> Fault:
