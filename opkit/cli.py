@@ -21,6 +21,7 @@ from opkit.align.profile.e2e import Collect, Mode
 from opkit.align.result import Outcome
 from opkit.align.result_json import align_json
 from opkit.cli_collect import collect, install, verify
+from opkit.cli_comm import comm
 from opkit.cli_output import PathType, show, shown
 from opkit.collect.record import find_records
 from opkit.errors import (
@@ -243,5 +244,5 @@ def trace_slim(
     )
 
 
-for command in (collect, verify, install):
+for command in (collect, verify, install, comm):
     cli.add_command(command)

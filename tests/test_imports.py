@@ -44,7 +44,9 @@ def part_of(name: str) -> str:
     if name == "opkit":
         return "__init__"
     part = name.removeprefix("opkit.").removesuffix(".py").replace("/", ".").split(".")[0]
-    return part.removesuffix("_collect").removesuffix("_output")  # the files of the command line
+    for suffix in ("_collect", "_comm", "_output"):  # the files of the command line
+        part = part.removesuffix(suffix)
+    return part
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import opkit
 from opkit.collect.comm.plan import CUSTOM_BACKENDS, CommOptions
 from opkit.collect.comm.probe import MARK
-from opkit.collect.comm.processes import module_command
+from opkit.collect.workers.interpreter import module_command
 from opkit.errors import RunFailed, ToolMissing
 from opkit.layers.manifest import Manifest
 

@@ -29,6 +29,7 @@ from opkit.errors import BadInput, ToolMissing, WrongUsage
 from opkit.layers.op import LaunchMode
 
 DTYPES = ("half", "int8")  # of the nccl table
+DEVICES = ("cuda", "cpu")
 CUSTOM_BACKENDS = ("vllm", "trtllm")
 CUSTOM_DTYPE = "bfloat16"  # of the field's custom_allreduce tables; their reader ignores it
 # An iteration is one batch of launches. Before each the ranks are aligned and the GPUs have
@@ -199,6 +200,8 @@ def make_worlds(options: CommOptions, present: int) -> tuple[World, ...]:
         ops = OPS
     counts = gpu_counts(options, present)
     made = []
+    if ops and not dtypes:
+        raise WrongUsage(f"--dtype names no type; known: {', '.join(DTYPES)}")
     if ops:
         sizes = _sizes(options, NCCL_SPAN)
         name, mode = ("gloo", LaunchMode.EAGER) if options.device == "cpu" else _NCCL

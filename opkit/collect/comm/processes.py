@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import opkit
 from opkit.collect.comm.channel import RANK_VARIABLE, Channel
 from opkit.collect.comm.plan import World
+from opkit.collect.workers.interpreter import module_command
 from opkit.errors import RunFailed, ToolMissing
 
 END_S = 10.0  # that a process may take to be gone once it is killed
@@ -40,20 +40,6 @@ class Launcher:
     env: dict[str, str] = field(default_factory=dict)
     case_limit_s: float = 60.0
     start_limit_s: float = 300.0
-
-
-# This opkit is appended to the path, not put before it: another interpreter finds it when it has no
-# opkit of its own, and still finds its own torch before whatever else lies beside this opkit.
-_RUN = (
-    "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
-    "runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
-)
-
-
-def module_command(python: str, module: str) -> tuple[str, ...]:
-    """The command that runs a module of this opkit under another interpreter."""
-    package = str(Path(opkit.__file__).resolve().parent.parent)
-    return (python, "-c", _RUN.format(module=module), package)
 
 
 def rank_environment(device: str) -> dict[str, str]:
@@ -177,7 +163,7 @@ def how_it_ended(code: int) -> str:
 def default_launcher(python: str, logs: Path, device: str, mpirun: bool) -> Launcher:
     """Ranks of ``python`` (by default this one) with all that they need set."""
     return Launcher(
-        argv=module_command(python, "opkit.collect.comm.rank"),
+        argv=tuple(module_command(python, "opkit.collect.comm.rank")),
         logs=logs,
         device=device,
         mpirun=mpirun,
