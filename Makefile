@@ -1,12 +1,13 @@
 # make demo   judge the bundled recording           make test   run the tests
 # make lint   ruff, style and format                make types  mypy --strict
 # make bench  time and memory of judging files      make setup  the environment for all of these
+# make test-torch   also the tests that measure for real, on torch's CPU build
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test lint types bench
+.PHONY: setup demo test test-torch lint types bench
 
 setup: $(VENV)/.dev
 
@@ -25,6 +26,12 @@ demo: $(BIN)/opkit
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Another build: make test-torch TORCH="torch==…"
+TORCH ?= torch==2.13.0
+test-torch: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/python -m pytest tests/collect tests/layers tests/test_cli_collect.py tests/test_cli_comm.py
 
 lint: setup
 	$(BIN)/ruff check .

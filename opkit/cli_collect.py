@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from opkit.collect.install.proof import FACTOR
 from opkit.collect.install.proof import install as run_install
 from opkit.collect.install.questions import Asked
 from opkit.collect.measurement import L2_STATES, PACINGS, Timing
-from opkit.collect.options import CollectOptions, Where, prepare, where_of
+from opkit.collect.options import CollectOptions, Job, Where, prepare, where_of
 from opkit.collect.record import the_record
 from opkit.collect.run import TABLES, Collected
 from opkit.collect.run import collect as run_collect
@@ -170,7 +170,10 @@ def collect(plan_only: bool, as_json: bool, **given: Any) -> int:
         keys = {task.key for group in job.groups for task in group.tasks}
         done = sum(row.ok for key, row in read_parts(job.folder).rows.items() if key in keys)
         refused = () if given["waive"] else job.admission.differences
-        show(shown(lambda console: print_plan(job.sweep, job.groups, done, refused, console)))
+        if as_json:
+            show(json.dumps(_plan_json(job, done, refused), indent=1) + "\n")
+        else:
+            show(shown(lambda console: print_plan(job.sweep, job.groups, done, refused, console)))
         return EXIT_PASS
     with RunBar() as bar:
         found = run_collect(job, bar)
@@ -337,6 +340,19 @@ def _where(given: dict[str, Any]) -> Where:
     )  # fmt: skip
 
 
+def _plan_json(job: Job, done: int, refused: Sequence[str]) -> dict[str, Any]:
+    return {
+        "schema": "opkit.plan_of_collection/1",
+        "sweep": job.sweep.origin,
+        "tp": list(job.sweep.tp),
+        "groups": {group.name: len(group.tasks) for group in job.groups},
+        "rows": job.sweep.count(),
+        "done": done,
+        "estimate_s": job.sweep.estimate_s() * (1 - done / max(1, job.sweep.count())),
+        "refused": list(refused),
+    }
+
+
 def _collected_json(found: Collected) -> dict[str, Any]:
     outcome = found.outcome
     return {
@@ -352,6 +368,9 @@ def _collected_json(found: Collected) -> dict[str, Any]:
         "done": outcome.done,
         "already": found.already + outcome.skipped,
         "failed": outcome.failed_by_cause,
+        "quarantined": len(found.quarantined),
+        "elsewhere": found.elsewhere,
+        "ok": found.ok,
         "not_run": {left.group.name: len(left.tasks) for left in outcome.not_run},
         "stopped": outcome.stopped,
         "wall_s": outcome.wall_s,

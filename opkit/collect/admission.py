@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opkit.align.ledger import FRAMEWORKS, Ledger, LedgerEntry
@@ -45,18 +45,26 @@ class Admission:
         """The verdicts' ids, for a row; empty when there are none."""
         return " ".join(sorted({entry.id for entry in self.entries.values()}))
 
-    def subject(self, phase: str, framework: str, gpu: str) -> dict[str, Any]:
+    def subject(self, phase: str, framework: str, gpu: str, model: str = "") -> dict[str, Any]:
         """What the keys of a phase's rows stand for; equal for every run of the same subject.
+
+        Rows that a waiver let through have keys of their own: what they were made of is not what
+        the verdict says, so they must never be taken for admitted ones, nor these for them.
 
         Args:
             phase: empty for an op without phases.
             framework: version of the backend on this host.
             gpu: name of the GPU.
+            model: digest of the model's configuration as given; empty when there is none.
         """
         found: dict[str, Any] = {"framework": framework, "gpu": gpu}
         entry = self.entries.get(phase)
         if entry is not None:
             found |= {"dtypes": entry.dtypes, "layer": entry.layer_digest, "model": _model(entry)}
+        if model:
+            found["model"] = model
+        if self.waiver:
+            found["waived"] = True
         return found
 
     def engine_args(self) -> tuple[str, ...]:
@@ -112,6 +120,7 @@ def ask_ledger(
     gpu: str = "",
     policy: Policy | None = None,
     waiver: str = "",
+    eager: bool = False,
 ) -> Admission:
     """Ask before anything is started.
 
@@ -123,6 +132,7 @@ def ask_ledger(
         gpu: the GPU's name, when it is known already.
         policy: what the verdict must have been judged by; the default policy when None.
         waiver: reason to collect without a verdict.
+        eager: kernels are to be launched one by one, whatever the engine does.
 
     Raises:
         Refused: nothing admits it and there is no waiver; every difference is named.
@@ -136,6 +146,13 @@ def ask_ledger(
             why += _judged_otherwise(entry, policy or Policy())
         differences += why
     found = Admission(op.name, backend, entries, tuple(dict.fromkeys(differences)), waiver)
+    if eager:
+        otherwise = tuple(
+            f"launch mode: {entry.id} holds for {phase} in mode {mode}, asked for is eager"
+            for phase, entry in entries.items()
+            if (mode := found.mode(phase)) not in (None, LaunchMode.EAGER)
+        )
+        found = replace(found, differences=(*found.differences, *otherwise))
     return _decide(found)
 
 
@@ -201,7 +218,7 @@ def _judged_otherwise(entry: LedgerEntry, policy: Policy) -> list[str]:
     return [
         f"policy: {entry.id} was judged with {name} = {theirs.get(name)}, asked for is {value}"
         for name, value in sorted(ours.items())
-        if theirs.get(name, value) != value
+        if theirs.get(name) != value
     ]
 
 
@@ -217,14 +234,16 @@ def _differences(entry: LedgerEntry, mock: Manifest, gpu: str) -> list[str]:
         ("model configuration", model.get("config_sha256"), mock.model.get("config_sha256")),
         ("engine flags", tuple(told.get("engine_args") or ()), tuple(mock.engine_args)),
     ]
+    dtypes: dict[str, str] = json.loads(entry.dtypes)
     pairs += [
-        (f"dtype of {name}", value, mock.dtypes.get(name))
-        for name, value in sorted(json.loads(entry.dtypes).items())
+        (f"dtype of {name}", dtypes.get(name), mock.dtypes.get(name))
+        for name in sorted(dtypes.keys() | mock.dtypes.keys())
     ]
+    # What a verdict does not tell, it does not hold for.
     found = [
         f"{what}: {entry.id} holds for {_shown(aligned)}, this is {_shown(here)}"
         for what, aligned, here in pairs
-        if aligned and aligned != here
+        if (aligned or None) != (here or None)
     ]
     aligned_source: dict[str, str] = json.loads(entry.layer_source)
     changed = sorted(
@@ -241,7 +260,9 @@ def _differences(entry: LedgerEntry, mock: Manifest, gpu: str) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(value) if isinstance(value, tuple) else str(value) if value else "unknown"
+    if isinstance(value, tuple):
+        return " ".join(value) or "none"
+    return str(value) if value else "unknown"
 
 
 def _model(entry: LedgerEntry) -> str:

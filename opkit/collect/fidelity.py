@@ -137,6 +137,10 @@ def compare_with_engine(
             why = (row.error if row is not None else "") or "no GPU time was measured"
             failed.append(f"{case.phase} {case.label()}: {why}")
             continue
+        if row.measurement.launch is not mode:
+            why = f"measured in mode {row.measurement.launch}, the engine ran it in mode {mode}"
+            failed.append(f"{case.phase} {case.label()}: {why}")
+            continue
         engine = [(pair.e2e.name, pair.e2e.median_ns / MS) for pair in match.pairs if pair.e2e]
         ours = [(kernel.name, kernel.us / US) for kernel in row.measurement.kernels]
         total = sum(ms for _, ms in engine)

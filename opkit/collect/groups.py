@@ -14,7 +14,7 @@ from opkit.layers.plan import Plan, PlannedCase
 
 # Tokens of a step up to which context cases share a build. A build reserves workspaces for its
 # largest step, so that one of 131,072 tokens leaves little of an 80 GB GPU to anything else.
-CONTEXT_LEVELS = (8192, 32768, 131072)
+CONTEXT_LEVELS = (8192, 32768, 65536, 131072)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from opkit.collect.work import Group
 from opkit.collect.workers.gpus import Gpu, list_gpus
 from opkit.errors import BadInput, ToolMissing, WrongUsage
 from opkit.layers.op import LaunchMode, Op, Phase
+from opkit.layers.provenance import file_digest
 from opkit.layers.registry import find_op, mock_backends, require_mock
 
 PROBE_LIMIT_S = 60  # to ask an interpreter for a package's version
@@ -99,6 +100,7 @@ class Job:
     record: Record
 
 
+NO_GPU = "CPU"  # what stands for the GPU's name where there is none
 PLANNING = "only planned"  # the waiver of a plan: nothing is measured by it
 
 
@@ -120,30 +122,38 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
         options.gpus, options.python, options.engine, options.ray_address, options.ray_workers,
         options.case_timeout, options.build_timeout, options.retry_failed,
     )  # fmt: skip
-    gpu = where.gpus[0].name if where.gpus else "CPU"
+    gpu = where.gpus[0].name if where.gpus else NO_GPU
     if len({item.name for item in where.gpus}) > 1:
         raise WrongUsage("one table holds for one kind of GPU; choose with --gpus")
     if backend != "torch" and not where.gpus and where.engine == "local" and not only_plan:
         raise ToolMissing(f"no GPU is visible on this host, and the {backend} mock needs one")
-    framework = "" if only_plan else framework_version(options.python, backend)
+    framework = _framework(options.python, backend, only_plan)
     admission = ask_ledger(
         Ledger(options.out / "ledger.db"), op, phases, backend,
         gpu=gpu if where.gpus else "", policy=load_policy(options.policy),
-        waiver=options.waive or (PLANNING if only_plan else ""),
+        waiver=options.waive or (PLANNING if only_plan else ""), eager=options.eager,
     )  # fmt: skip
+    gpu = gpu if where.gpus else _aligned_gpu(admission) or gpu
     sweep = select(
         read_sweep(op, options.sweep),
         phases=options.phases, tp=options.tp, filters=options.case_filter, smoke=options.smoke,
         shuffle=options.shuffle, limit=options.limit,
     )  # fmt: skip
+    if not op.phases and sweep.tp != (1,):
+        raise WrongUsage(f"{op.name} is not shared by tensor-parallel ranks; leave tp out")
+    model = "" if only_plan and options.model is None else _model(options, backend)
+    digest = file_digest(Path(model) / "config.json") if model else ""
+    # A plan's own waiver decides nothing: its keys are those of the run that is planned.
+    asked = replace(admission, waiver=options.waive)
+    on_cpu = gpu == NO_GPU and where.engine == "local"
     subject = Subject(
         op=op,
         backend=backend,
-        model="" if only_plan else _model(options, backend),
+        model=model,
         engine_args=_words(options.engine_args) or admission.engine_args(),
-        modes=_modes(phases, admission, options.eager or not where.gpus),
+        modes=_modes(phases, admission, options.eager or on_cpu),
         seed=options.seed,
-        admitted={phase: admission.subject(phase, framework, gpu) for phase in phases},
+        admitted={phase: asked.subject(phase, framework, gpu, digest) for phase in phases},
     )
     groups = make_groups(subject, sweep, options.timing, ordered=options.shuffle is not None)
     folder = folder_of(options.out, op.name, backend)
@@ -209,6 +219,24 @@ def framework_version(python: str, package: str) -> str:
             "name the interpreter that has it: --python",
         )
     return done.stdout.strip()
+
+
+def _framework(python: str, backend: str, only_plan: bool) -> str:
+    """The framework's version; empty for a plan on a host that has it not."""
+    try:
+        return framework_version(python, backend)
+    except ToolMissing:
+        if only_plan:
+            return ""
+        raise
+
+
+def _aligned_gpu(admission: Admission) -> str:
+    """The GPU that the verdicts hold for, where this host, a cluster's head, has none of its own.
+
+    The builds' workers are held against it.
+    """
+    return next((entry.gpu for entry in admission.entries.values() if entry.gpu), "")
 
 
 def _model(options: CollectOptions, backend: str) -> str:

@@ -16,11 +16,12 @@ from opkit.collect.fidelity import (
     shipped_latencies,
 )
 from opkit.collect.groups import make_groups
-from opkit.collect.options import Where, again
+from opkit.collect.options import NO_GPU, Where, again
 from opkit.collect.record import Record
 from opkit.collect.run import labels_of, measure, read_builds, rows_of
 from opkit.collect.sweep import Sweep
 from opkit.collect.tables.latency import Latency, choose
+from opkit.collect.tables.provenance import head_of
 from opkit.collect.verify import Verified, compare, pick
 from opkit.collect.work import Group, Row
 from opkit.collect.workers.parts import read_parts
@@ -57,6 +58,7 @@ def verify_sample(
     Raises:
         OpkitError: nothing was collected, or nothing can be measured.
     """
+    _check_gpu(record, where)
     first = pick(rows_of(folder, record), options.sample, options.seed)
     manifests = read_builds(folder)
     by_rank: dict[int, list[AnyCase]] = {}
@@ -89,9 +91,19 @@ def verify_against_engine(
         BadInput: the verdict that admitted the collection is not in the ledger.
     """
     op = find_op(record.op)
-    entry = _entry(ledger, record)
-    cases = engine_cases(entry.alignment())
-    groups = _groups(record, entry.tp_size, [match.mock.case for match in cases])
+    _check_gpu(record, where)
+    entries = _entries(ledger, record)
+    cases = [
+        case
+        for phase, entry in entries.items()
+        for case in engine_cases(entry.alignment())
+        if str(case.mock.case.phase) == phase
+    ]
+    by_rank: dict[int, list[AnyCase]] = {}
+    for match in cases:
+        entry = entries[str(match.mock.case.phase)]
+        by_rank.setdefault(entry.tp_size, []).append(match.mock.case)
+    groups = [group for tp, found in by_rank.items() for group in _groups(record, tp, found)]
     rows = _measure(folder / "engine", groups, record, where, on_event)
     measured = {_case(row): row for row in rows.values()}
     shipped: dict[Case, float] = {}
@@ -100,7 +112,7 @@ def verify_against_engine(
             table, {case: row.columns for case, row in measured.items() if row.columns}
         )
     return compare_with_engine(
-        entry.id,
+        " ".join(sorted({entry.id for entry in entries.values()})),
         op,
         cases,
         measured,
@@ -109,16 +121,37 @@ def verify_against_engine(
     )
 
 
-def _entry(ledger: Ledger, record: Record) -> LedgerEntry:
+def _entries(ledger: Ledger, record: Record) -> dict[str, LedgerEntry]:
+    """The verdict of each phase of a collection.
+
+    Raises:
+        BadInput: the ledger lacks one: a phase that is not compared must not pass.
+    """
     wanted = set(record.verdicts.split())
-    for entry in ledger.entries(record.op, backend=record.backend):
-        if entry.id in wanted:
-            return entry
-    raise BadInput(
-        f"the ledger {ledger.path} does not hold the verdict that admitted this collection "
-        f"({record.verdicts or 'it was waived'})",
-        "there is no engine's trace to compare with",
-    )
+    found = {}
+    for phase in record.admitted:
+        entries = ledger.entries(record.op, phase=phase or None, backend=record.backend)
+        known = [entry for entry in entries if entry.id in wanted]
+        if not known:
+            raise BadInput(
+                f"the ledger {ledger.path} does not hold the verdict that admitted this collection "
+                f"({' '.join((record.verdicts or 'it was waived', phase)).strip()})",
+                "there is no engine's trace to compare with",
+            )
+        found[phase] = known[0]
+    return found
+
+
+def _check_gpu(record: Record, where: Where) -> None:
+    """Raise BadInput when this host's GPUs are not what was collected on."""
+    wanted = {str(found["gpu"]) for found in record.admitted.values()}
+    here = {gpu.name for gpu in where.gpus} or ({NO_GPU} if where.engine == "local" else wanted)
+    if here - wanted:
+        raise BadInput(
+            f"{record.op} was collected on {', '.join(sorted(wanted))}, "
+            f"this is {', '.join(sorted(here - wanted))}",
+            "measuring again tells something on the same kind of GPU only; choose with --gpus",
+        )
 
 
 def _case(row: Row) -> Case:
@@ -140,7 +173,9 @@ def _measure(
     here = folder / stamp
     # Admitted once: what was collected is measured again, whatever the ledger says by now.
     admitted = Admission(record.op, record.backend, waiver="measured again")
-    measure(groups, where, here, admitted, on_event)
+    told = next(iter(record.admitted.values()))
+    head = head_of(record.backend, str(told["framework"]), str(told["gpu"]))
+    measure(groups, where, here, admitted, on_event, head=head)
     return read_parts(here).rows
 
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from opkit.align.ledger import FRAMEWORKS
 from opkit.collect.admission import Admission, check_mock, kernel_kind
-from opkit.collect.options import Job, Where
+from opkit.collect.options import NO_GPU, Job, Where
 from opkit.collect.record import Record
 from opkit.collect.sweep import phase_of
 from opkit.collect.tables.latency import Latency
-from opkit.collect.tables.provenance import About, head_of
-from opkit.collect.tables.write import Written, write_tables
+from opkit.collect.tables.provenance import About, Head, head_of
+from opkit.collect.tables.write import Written, check_folder, write_tables
 from opkit.collect.work import Group, Row, build_digest
 from opkit.collect.workers.lane import Lane, LaneOptions, LocalLane
 from opkit.collect.workers.parts import Parts, read_parts
@@ -47,6 +48,9 @@ class Collected:
         already: cases of the sweep that had a value, or were in quarantine, before this run.
         unaligned: kernels that the verdict's engine never launched, with the rows that do.
         folder: where everything is.
+        quarantined: rows of the sweep without a value, this run's and those of runs before.
+        elsewhere: rows with a value that the folder holds and these tables do not: they are of
+            another subject, or were measured in another way.
     """
 
     outcome: Outcome
@@ -55,11 +59,13 @@ class Collected:
     already: int
     unaligned: Mapping[str, int]
     folder: Path
+    quarantined: tuple[Row, ...] = ()
+    elsewhere: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether every planned row is in a table."""
-        return self.outcome.complete and not self.outcome.failed and self.written.ok
+        return self.outcome.complete and not self.quarantined and self.written.ok
 
 
 def collect(job: Job, on_event: Callable[[Status], None]) -> Collected:
@@ -70,15 +76,52 @@ def collect(job: Job, on_event: Callable[[Status], None]) -> Collected:
         OpkitError: a folder or program that cannot be used.
         KeyboardInterrupt: everything started has been ended; the rows measured are kept.
     """
-    job.record.write(job.folder)
+    head = _head(job)
+    check_folder(job.op, job.subject.backend, head, job.folder / TABLES)
     try:
-        outcome = measure(job.groups, job.where, job.folder, job.admission, on_event)
+        outcome = measure(
+            job.groups, job.where, job.folder, job.admission, on_event, job.record, head
+        )
     except KeyboardInterrupt:
         write(job)  # what is measured is in the tables, which say that they are partial
         raise
     written, record, unaligned = write(job)
     already = sum(len(group.tasks) for group in job.groups) - outcome.planned
-    return Collected(outcome, written, record, already, unaligned, job.folder)
+    parts = read_parts(job.folder)
+    planned = {task.key for group in job.groups for task in group.tasks}
+    return Collected(
+        outcome,
+        written,
+        record,
+        already,
+        unaligned,
+        job.folder,
+        quarantined=tuple(row for key, row in parts.rows.items() if key in planned and not row.ok),
+        elsewhere=sum(
+            row.ok and row.key.split("-")[0] not in record.series for row in parts.rows.values()
+        ),
+    )
+
+
+def _admission_of(
+    admission: Admission, rows: Iterable[Row], manifests: Mapping[str, Manifest]
+) -> Admission:
+    """The admission with all that its rows' builds differ by, those of earlier runs too.
+
+    Raises:
+        Refused: a row is of a build that nothing admits.
+    """
+    sources: dict[str, set[str]] = {}
+    for digest in sorted({row.build for row in rows if row.ok and row.build in manifests}):
+        manifest = manifests[digest]
+        admission = check_mock(admission, manifest, manifest.versions.get("gpu", NO_GPU))
+        for name, source in manifest.layer_source.items():
+            sources.setdefault(name, set()).add(source)
+    mixed = sorted(name for name, found in sources.items() if len(found) > 1)
+    if not mixed:  # never with a verdict: it holds for one source
+        return admission
+    told = f"layer source: rows of several versions of {', '.join(mixed)} stand together"
+    return dataclasses.replace(admission, differences=(*admission.differences, told))
 
 
 def write(job: Job) -> tuple[Written, Record, dict[str, int]]:
@@ -91,6 +134,8 @@ def write(job: Job) -> tuple[Written, Record, dict[str, int]]:
     series = {job.subject.series(job.timing, phase) for phase in job.subject.admitted}
     rows = [row for row in parts.rows.values() if row.key.split("-")[0] in series]
     manifests = read_builds(job.folder)
+    admission = _admission_of(job.admission, rows, manifests)
+    job = dataclasses.replace(job, admission=admission)
     flags, unaligned = unaligned_kernels(job.admission, rows)
     written = write_tables(
         job.op, rows, _about(job, rows, manifests, flags), job.folder / TABLES, force=False
@@ -98,6 +143,7 @@ def write(job: Job) -> tuple[Written, Record, dict[str, int]]:
     record = dataclasses.replace(
         job.record,
         updated=datetime.now(UTC).isoformat(timespec="seconds"),
+        differences=admission.differences,
         rows={table.name: table.rows for table in written.tables},
         failed=dict(Counter(str(row.fault) for row in rows if not row.ok)),
     )
@@ -111,18 +157,36 @@ def measure(
     folder: Path,
     admission: Admission,
     on_event: Callable[[Status], None],
+    record: Record | None = None,
+    head: Head | None = None,
 ) -> Outcome:
     """Run groups on this host's GPUs, or on a Ray cluster, and keep what builds say of themselves.
 
+    Args:
+        groups: the work.
+        where: who does it.
+        folder: the run's folder.
+        admission: what every build is held against.
+        on_event: told how things stand.
+        record: written when the first build has been admitted: until then the folder is what it
+            was.
+        head: the table's device and version, which every build must have.
+
     Raises:
         Refused: a build is not what ``admission`` holds for.
+        BadInput: a build is of another GPU or version than the table.
     """
 
     def built(manifest: Manifest, group: Group) -> None:
-        del group
-        gpu = manifest.versions.get("gpu", "CPU")
+        nonlocal record
+        gpu = manifest.versions.get("gpu", NO_GPU)
         check_mock(admission, manifest, gpu)
+        if head is not None:
+            _check_head(head, group.plan.backend, manifest, gpu)
         _keep_build(folder, manifest)
+        if record is not None:
+            record.write(folder)
+            record = None
 
     options = LaneOptions(
         python=where.python, build_s=where.build_timeout, case_s=where.case_timeout
@@ -134,6 +198,22 @@ def measure(
         ray = RayOptions(address=where.ray_address, workers=where.lanes, lane=options)
         return run_on_ray(groups, ray, folder, running, on_event, built)
     return run_groups(groups, lanes_of(where, options, folder), folder, running, on_event, built)
+
+
+def _check_head(head: Head, backend: str, manifest: Manifest, gpu: str) -> None:
+    """Raise BadInput unless a build is of the device and the version that its table names."""
+    version = manifest.versions.get(FRAMEWORKS.get(backend, backend), "")
+    # torch writes its own build after a plus sign, the installed package may not.
+    pairs = (
+        ("GPU", head.device, gpu),
+        (f"version of {backend}", head.version.split("+")[0], version.split("+")[0]),
+    )
+    for what, wanted, found in pairs:
+        if wanted != found:
+            raise BadInput(
+                f"the table is for {what} {wanted}, a worker has {found or 'an unknown one'}",
+                "one table holds for one GPU and one version; start it where both are the workers'",
+            )
 
 
 def lanes_of(where: Where, options: LaneOptions, folder: Path) -> list[Lane]:
@@ -221,26 +301,40 @@ def _about(
     flags: Mapping[str, Sequence[str]],
 ) -> About:
     builds = [manifests[row.build] for row in rows if row.build in manifests]
-    phase = next(iter(job.subject.admitted.values()))
     return About(
-        head=head_of(job.subject.backend, str(phase["framework"]), str(phase["gpu"])),
+        head=_head(job),
         backend=job.subject.backend,
         model=str(builds[0].model.get("architecture", "")) if builds else "",
         latency=Latency(job.record.latency),
         verdict=job.admission.verdicts,
         waiver=job.admission.waiver,
         differences=job.admission.differences,
-        versions=builds[0].versions if builds else {},
+        versions=_versions(builds),
         sweep=job.sweep.origin,
-        planned=_planned(job),
+        planned=_planned(job, rows),
         manifests=manifests,
         flags=flags,
     )
 
 
-def _planned(job: Job) -> dict[str, int]:
-    """Rows asked for, by table."""
-    counts: Counter[str] = Counter()
-    for case in job.sweep.cases:
-        counts[job.op.table(case).name] += len(job.sweep.tp)
-    return dict(counts)
+def _head(job: Job) -> Head:
+    phase = next(iter(job.subject.admitted.values()))
+    return head_of(job.subject.backend, str(phase["framework"]), str(phase["gpu"]))
+
+
+def _versions(builds: Sequence[Manifest]) -> dict[str, str]:
+    """Versions of all builds; where they differ, each of them."""
+    found: dict[str, set[str]] = {}
+    for build in builds:
+        for name, version in build.versions.items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(values)) for name, values in found.items()}
+
+
+def _planned(job: Job, rows: Iterable[Row]) -> dict[str, int]:
+    """Rows asked for, by table: of this run's sweep, and those that runs before have left."""
+    tables = {row.key: job.op.table(case_from_json(row.case)).name for row in rows}
+    for group in job.groups:
+        for task in group.tasks:
+            tables[task.key] = job.op.table(task.planned.case).name
+    return dict(Counter(tables.values()))

@@ -111,15 +111,17 @@ class _Grid:
             raise BadInput(f"{origin}: not a table")
         self._data, self._origin = dict(data), origin
 
-    def whole(self, name: str, default: list[int] | None = None) -> tuple[int, ...]:
-        """A list of whole numbers from 0 on."""
+    def whole(self, name: str, default: list[int] | None = None, least: int = 1) -> tuple[int, ...]:
+        """A list of whole numbers from ``least`` on."""
         values = self._data.pop(name, default)
         if values is None:
             raise BadInput(f"{self._origin}: {name} is missing")
         if not isinstance(values, list) or not values or not all(
-            isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values
+            isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values
         ):  # fmt: skip
-            raise BadInput(f"{self._origin}: {name} must be a list of whole numbers")
+            raise BadInput(
+                f"{self._origin}: {name} must be a list of whole numbers from {least} on"
+            )
         return tuple(dict.fromkeys(values))
 
     def words(self, name: str, default: list[str]) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ class _Grid:
 
 def _context(grid: _Grid) -> list[AnyCase]:
     most = grid.number("max_tokens", float("inf"))
-    batches, tokens, pasts = grid.whole("batch"), grid.whole("tokens"), grid.whole("past", [0])
+    batches, tokens, pasts = grid.whole("batch"), grid.whole("tokens"), grid.whole("past", [0], 0)
     return [
         Case(Phase.CONTEXT, batch, count, past)
         for past, count, batch in itertools.product(pasts, tokens, batches)
@@ -216,7 +218,7 @@ def select(
     if shuffle is not None:
         random.Random(shuffle).shuffle(cases)
     cases = cases[:limit]
-    ranks = tuple(tp) or sweep.tp
+    ranks = tuple(dict.fromkeys(tp)) or sweep.tp
     if smoke:
         ranks = ranks[:1]
     if not cases:

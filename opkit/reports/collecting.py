@@ -183,18 +183,25 @@ def print_collected(found: Collected, console: Console) -> None:
             "  they are flagged unaligned_kernels; align at such shapes too: "
             "opkit align … --requests NxP+O"
         )
-    for row in outcome.failed:
+    for row in found.quarantined:
         console.print(Text(f"quarantined: {_case_text(row)}: {row.fault}: {row.error}", "red"))
     for left in outcome.not_run:
         text = f"not run: {len(left.tasks)} cases of {left.group.name}: {left.reason}"
         console.print(Text(text, style="red"))
-    if outcome.failed or outcome.not_run:
+    if found.quarantined or outcome.not_run:
         console.print("  run the same command again; --retry-failed takes the quarantined ones too")
     if outcome.stopped:
         console.print(Text(f"stopped: {outcome.stopped}", style="red"))
+    if found.elsewhere:
+        console.print(
+            f"{found.elsewhere:,} rows in the folder are not in these tables: they are of another "
+            "subject, or were\n  measured in another way; the options of that run bring them back"
+        )
     console.print(_time_text(found))
     if found.record.waiver:
         console.print(Text(f"waived: {found.record.waiver}", style="yellow"))
+        for difference in found.record.differences:
+            console.print(Text(f"  {difference}", style="dim"))
     if found.ok:
         console.print(f"next: opkit verify {found.record.op}, then opkit install {found.record.op}")
 

@@ -84,7 +84,7 @@ def _columns(lines: Sequence[CommLine]) -> list[Column]:
                short=Column("alg. GB/s", algorithm, True, leaves=4)),
         # One rank has no bus to cross.
         Column("bus GB/s", [_gbs(line.bus_gbs if line.ranks > 1 else None) for line in lines],
-               right=True),
+               right=True, leaves=1),
     ]  # fmt: skip
     if any(line.served_by not in ("", engine) for line in lines):
         columns.append(Column("answered by", [Text(line.served_by) for line in lines], leaves=2))
@@ -94,9 +94,13 @@ def _columns(lines: Sequence[CommLine]) -> list[Column]:
 
 
 def _sections(lines: Sequence[CommLine]) -> tuple[int, ...]:
-    """The rows before which another op, type, number of ranks or launch mode begins."""
-    what = [(line.op, line.dtype, line.ranks, line.launch) for line in lines]
-    return tuple(n for n in range(1, len(what)) if what[n] != what[n - 1])
+    """The rows before which another series of ascending sizes begins."""
+    what = [(line.op, line.dtype, line.ranks) for line in lines]
+    return tuple(
+        n
+        for n in range(1, len(lines))
+        if what[n] != what[n - 1] or lines[n].size <= lines[n - 1].size
+    )
 
 
 def _print_problems(problems: Sequence[Problem], console: Console) -> None:

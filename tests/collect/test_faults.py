@@ -360,7 +360,7 @@ def test_an_error_is_described() -> None:
     assert describe(ValueError("no such thing")) == "ValueError: no such thing"
     assert describe(ValueError()) == "ValueError: no message"
     assert describe(BadInput("needs 9 blocks")) == "needs 9 blocks"
-    assert len(describe(ValueError("x" * 10_000))) == 2000
+    assert len(describe(ValueError("x" * 10_000))) == 300
 
 
 def test_last_words_are_where_it_was_hit(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ sent without a message and without a random generator that differs between devic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -142,6 +143,16 @@ def fill_for_check(
         at = torch.arange(begin, end, dtype=torch.int64, device=source.device)
         source[begin:end] = values(at, rank, largest, seed).to(source.dtype)
     collective.refill()
+
+
+def spoil(torch: Any, collective: Collective) -> None:
+    """Overwrite what the last batch received with what no check expects.
+
+    Else a batch that does nothing, as the replay of an empty graph, would be taken for right: the
+    buffers still hold what an earlier one has put there.
+    """
+    for result in collective.received():
+        result.fill_(-128 if result.dtype == torch.int8 else math.nan)
 
 
 def fill_for_timing(torch: Any, collective: Collective, rank: int, seed: int) -> None:

@@ -21,6 +21,7 @@ from opkit.collect.comm.collectives import (
     check,
     fill_for_check,
     fill_for_timing,
+    spoil,
 )
 from opkit.collect.comm.plan import CommCase, launches
 from opkit.collect.measurement import GpuState, Measurement, Timing
@@ -92,6 +93,7 @@ def measure(
     collective = backend.collective(case)
     fill_for_check(torch, collective, case, party.rank, seed)
     run, graph_error = _launcher(party, backend, collective, case)
+    spoil(torch, collective)
     collective.refill()
     run()
     party.settle()

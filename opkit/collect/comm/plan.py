@@ -155,15 +155,15 @@ def gpu_counts(options: CommOptions, present: int) -> tuple[int, ...]:
         ToolMissing: there is none.
         WrongUsage: a number below 1.
     """
+    wrong = [count for count in options.gpus if count < 1]
+    if wrong:
+        raise WrongUsage(f"--gpus must be at least 1, not {wrong[0]}")
     if options.device == "cuda" and not present:
         raise ToolMissing(
             "no GPU is here",
             "--gpus 2,4,8 --plan plans for another host; --device cpu tries everything but numbers",
         )
     if options.gpus:
-        wrong = [count for count in options.gpus if count < 1]
-        if wrong:
-            raise WrongUsage(f"--gpus must be at least 1, not {wrong[0]}")
         most = max(options.gpus)
         if options.device == "cuda" and most > present:
             raise BadInput(

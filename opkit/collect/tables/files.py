@@ -171,7 +171,7 @@ def owned_digests(folder: Path, names: Sequence[str], provenance: str, *, force:
 def _not_ours(path: Path) -> BadInput:
     return BadInput(
         f"{path}: not as opkit wrote it, so it is not overwritten",
-        "move it away, choose another folder, or force it",
+        "move it away, or choose another folder",
     )
 
 
@@ -204,7 +204,10 @@ def merged_meta(
     if known and known["runtime"] != dict(runtime):
         if not force:
             was = " ".join(known["runtime"].values())
-            raise BadInput(f"{path}: holds tables of {was}, not of {' '.join(runtime.values())}")
+            raise BadInput(
+                f"{path}: holds tables of {was}, not of {' '.join(runtime.values())}",
+                f"move {folder} away, or choose another folder",
+            )
         known = {}
     kept = {
         name: told

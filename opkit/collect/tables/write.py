@@ -25,7 +25,14 @@ from opkit.collect.tables.files import (
     write_parquet,
 )
 from opkit.collect.tables.latency import choose
-from opkit.collect.tables.provenance import About, Entry, meta_entry, provenance_text, spread_of
+from opkit.collect.tables.provenance import (
+    About,
+    Entry,
+    Head,
+    meta_entry,
+    provenance_text,
+    spread_of,
+)
 from opkit.collect.tables.validate import OVERRIDABLE, Line, Problem, Value, is_text, validate
 from opkit.collect.timing.stats import median
 from opkit.collect.work import Row
@@ -90,6 +97,28 @@ class Written:
         return bool(self.tables) and not any(problem.hard for problem in self.problems)
 
 
+def check_folder(op: Op, backend: str, head: Head, folder: Path) -> None:
+    """Make sure, before anything is measured, that the op's tables may be written.
+
+    Raises:
+        BadInput: a file there is not opkit's, or of another framework version.
+    """
+    for table in op.tables.values():
+        csv, parquet, told = _names(table)
+        owned_digests(folder, (csv, parquet), told, force=False)
+    merged_meta(folder, _runtime(backend, head), {}, force=False)
+
+
+def _names(table: Table) -> tuple[str, str, str]:
+    """Names of a table's CSV, parquet and provenance file."""
+    stem = f"{table.name}_perf"
+    return f"{stem}.txt", f"{stem}.parquet", f"{stem}.provenance.json"
+
+
+def _runtime(backend: str, head: Head) -> dict[str, str]:
+    return {"framework": backend, "version": head.version}
+
+
 def write_tables(
     op: Op, rows: Iterable[Row], about: About, folder: Path, *, force: bool = False
 ) -> Written:
@@ -109,9 +138,11 @@ def write_tables(
     tables = {table.name: table for table in op.tables.values()}
     by_table: dict[str, list[Row]] = {name: [] for name in tables}
     for row in rows:
-        if row.table not in tables:
-            raise BadInput(f"row {row.key} is of table {row.table!r}, which {op.name} has not")
-        by_table[row.table].append(row)
+        # One whose worker was lost, or that has no columns, never came to name its table.
+        name = row.table if row.ok or row.table else op.table(case_from_json(row.case)).name
+        if name not in tables:
+            raise BadInput(f"row {row.key} is of table {name!r}, which {op.name} has not")
+        by_table[name].append(row)
     written, problems = [], []
     unbounded: Counter[str] = Counter()
     for name, found in by_table.items():
@@ -199,10 +230,10 @@ class _Made:
     def write(self, folder: Path, *, force: bool) -> TableFiles:
         """Write the table's files."""
         stem = f"{self.table.name}_perf"
-        csv, parquet, told = f"{stem}.txt", f"{stem}.parquet", f"{stem}.provenance.json"
+        csv, parquet, told = _names(self.table)
         head, types = self.about.head, self.types()
         replaced = owned_digests(folder, (csv, parquet), told, force=force)
-        runtime = {"framework": self.about.backend, "version": head.version}
+        runtime = _runtime(self.about.backend, head)
         told_of = meta_entry(self.rows, self.about, self.status, len(self.entries))
         meta = merged_meta(folder, runtime, {stem: told_of}, force=force)
         with staged(folder) as stage:
