@@ -128,10 +128,11 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
     if backend != "torch" and not where.gpus and where.engine == "local" and not only_plan:
         raise ToolMissing(f"no GPU is visible on this host, and the {backend} mock needs one")
     framework = _framework(options.python, backend, only_plan)
+    waiver = options.waive.strip()
     admission = ask_ledger(
         Ledger(options.out / "ledger.db"), op, phases, backend,
         gpu=gpu if where.gpus else "", policy=load_policy(options.policy),
-        waiver=options.waive or (PLANNING if only_plan else ""), eager=options.eager,
+        waiver=waiver or (PLANNING if only_plan else ""), eager=options.eager,
     )  # fmt: skip
     gpu = gpu if where.gpus else _aligned_gpu(admission) or gpu
     sweep = select(
@@ -144,7 +145,7 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
     model = "" if only_plan and options.model is None else _model(options, backend)
     digest = file_digest(Path(model) / "config.json") if model else ""
     # A plan's own waiver decides nothing: its keys are those of the run that is planned.
-    asked = replace(admission, waiver=options.waive)
+    asked = replace(admission, waiver=waiver)
     on_cpu = gpu == NO_GPU and where.engine == "local"
     subject = Subject(
         op=op,

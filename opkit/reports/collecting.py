@@ -195,7 +195,7 @@ def print_collected(found: Collected, console: Console) -> None:
     if found.elsewhere:
         console.print(
             f"{found.elsewhere:,} rows in the folder are not in these tables: they are of another "
-            "subject, or were\n  measured in another way; the options of that run bring them back"
+            "subject or measured in another way; the options of that run bring them back"
         )
     console.print(_time_text(found))
     if found.record.waiver:

@@ -296,13 +296,13 @@ def test_flags_are_no_less_different_when_none_were_aligned(
     tmp_path: Path, aligned: AlignResult
 ) -> None:
     admission = admission_of(tmp_path, aligned, engine_args=[])
-    with pytest.raises(Refused, match="engine flags: .* holds for none, this is --block-size 1"):
+    with pytest.raises(Refused, match=r"engine flags: .* holds for none, this is --block-size 1"):
         check_mock(admission, mock_of(aligned, engine_args=("--block-size", "1")), H100)
 
 
 def test_a_verdict_of_unknown_version_holds_for_none(tmp_path: Path, aligned: AlignResult) -> None:
     admission = admission_of(tmp_path, aligned, versions={})
-    with pytest.raises(Refused, match="vllm version: .* holds for unknown, this is 0.24.0"):
+    with pytest.raises(Refused, match=r"vllm version: .* holds for unknown, this is 0.24.0"):
         check_mock(admission, mock_of(aligned), H100)
 
 
@@ -311,7 +311,7 @@ def test_an_element_type_that_was_not_aligned_is_refused(
 ) -> None:
     admission = ask_ledger(ledger, DSA, BOTH, "vllm", gpu=H100)
     more = {**aligned.provenance["dtypes"], "gate": "float8"}
-    with pytest.raises(Refused, match="dtype of gate: .* unknown, this is float8"):
+    with pytest.raises(Refused, match=r"dtype of gate: .* unknown, this is float8"):
         check_mock(admission, mock_of(aligned, dtypes=more), H100)
 
 
@@ -325,6 +325,12 @@ def test_a_verdict_without_a_threshold_was_not_judged_by_it(
 
 
 # Ordinary mistakes.
+
+
+@pytest.mark.usefixtures("host")
+def test_a_blank_reason_waives_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no verdict on gemm"):
+        prepare(given(tmp_path, waive="  "))
 
 
 @pytest.mark.usefixtures("host")
@@ -394,7 +400,7 @@ def test_a_phase_whose_verdict_is_gone_does_not_pass_unseen(
     other = Ledger(tmp_path / "one.db")
     other.record(dataclasses.replace(aligned, phases=alone))
     ids = " ".join([ledger.entries()[0].id, other.entries()[0].id])
-    with pytest.raises(BadInput, match="does not hold the verdict .* generation"):
+    with pytest.raises(BadInput, match=r"does not hold the verdict .* generation"):
         repeat.verify_against_engine(
             tmp_path, record_of(*BOTH, verdicts=ids), other, where(H100),
             repeat.VerifyOptions(1, None, None), lambda _: None,
@@ -414,7 +420,7 @@ def test_eager_kernels_are_not_held_against_a_graphs(aligned: AlignResult) -> No
 
 
 def test_another_gpu_verifies_nothing(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="collected on NVIDIA H100 .*, this is NVIDIA H200"):
+    with pytest.raises(BadInput, match=r"collected on NVIDIA H100 .*, this is NVIDIA H200"):
         repeat.verify_sample(
             tmp_path, record_of(*BOTH, verdicts=""), where("NVIDIA H200"),
             repeat.VerifyOptions(1, None, None), lambda _: None,
