@@ -121,6 +121,8 @@ def ask_ledger(
     policy: Policy | None = None,
     waiver: str = "",
     eager: bool = False,
+    framework: str = "",
+    model: str = "",
 ) -> Admission:
     """Ask before anything is started.
 
@@ -133,6 +135,8 @@ def ask_ledger(
         policy: what the verdict must have been judged by; the default policy when None.
         waiver: reason to collect without a verdict.
         eager: kernels are to be launched one by one, whatever the engine does.
+        framework, model: version of the backend and digest of the model's configuration, where they
+            are known: a verdict on these comes before a newer one on others.
 
     Raises:
         Refused: nothing admits it and there is no waiver; every difference is named.
@@ -140,7 +144,7 @@ def ask_ledger(
     entries: dict[str, LedgerEntry] = {}
     differences: list[str] = []
     for phase in phases or [""]:
-        entry, why = _entry(ledger, op, phase, backend, gpu)
+        entry, why = _entry(ledger, op, phase, backend, gpu, framework, model)
         if entry is not None:
             entries[phase] = entry
             why += _judged_otherwise(entry, policy or Policy())
@@ -185,9 +189,9 @@ def _decide(found: Admission) -> Admission:
 
 
 def _entry(
-    ledger: Ledger, op: Op, phase: str, backend: str, gpu: str
+    ledger: Ledger, op: Op, phase: str, backend: str, gpu: str, framework: str, model: str
 ) -> tuple[LedgerEntry | None, list[str]]:
-    """The newest verdict on this GPU, or what stands in the way."""
+    """The newest verdict on this GPU, version and model, or what stands in the way."""
     what = f"{op.name} {phase}".strip()
     entries = ledger.entries(op.name, phase=phase or None, backend=backend)
     if not entries:
@@ -197,7 +201,12 @@ def _entry(
     here = [entry for entry in entries if not gpu or entry.gpu == gpu]
     if not here:
         return entries[0], [f"GPU: {what} was aligned on {entries[0].gpu}, this is {gpu}"]
-    entry = here[0]
+    exact = [
+        entry
+        for entry in here
+        if (not framework or entry.framework == framework) and (not model or _model(entry) == model)
+    ]
+    entry = (exact or here)[0]
     if entry.passed:
         return entry, []
     failed = [
@@ -226,10 +235,12 @@ def _differences(entry: LedgerEntry, mock: Manifest, gpu: str) -> list[str]:
     """Where the built mock is not what the verdict holds for."""
     version = mock.versions.get(FRAMEWORKS.get(entry.backend, entry.backend), "")
     told = _provenance(entry)
-    model = told.get("model") or {}
+    model, versions = told.get("model") or {}, told.get("versions") or {}
     pairs: list[tuple[str, Any, Any]] = [
         (f"{entry.backend} version", entry.framework, version),
         ("GPU", entry.gpu, gpu),
+        # Libraries of torch's own choose and bring kernels too.
+        *((name, versions.get(name), mock.versions.get(name)) for name in ("torch", "cuda")),
         ("architecture", entry.architecture, mock.model.get("architecture", "")),
         ("model configuration", model.get("config_sha256"), mock.model.get("config_sha256")),
         ("engine flags", tuple(told.get("engine_args") or ()), tuple(mock.engine_args)),

@@ -128,11 +128,14 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
     if backend != "torch" and not where.gpus and where.engine == "local" and not only_plan:
         raise ToolMissing(f"no GPU is visible on this host, and the {backend} mock needs one")
     framework = _framework(options.python, backend, only_plan)
+    model = "" if only_plan and options.model is None else _model(options, backend)
+    digest = file_digest(Path(model) / "config.json") if model else ""
     waiver = options.waive.strip()
     admission = ask_ledger(
         Ledger(options.out / "ledger.db"), op, phases, backend,
         gpu=gpu if where.gpus else "", policy=load_policy(options.policy),
         waiver=waiver or (PLANNING if only_plan else ""), eager=options.eager,
+        framework=framework, model=digest,
     )  # fmt: skip
     gpu = gpu if where.gpus else _aligned_gpu(admission) or gpu
     sweep = select(
@@ -142,8 +145,6 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
     )  # fmt: skip
     if not op.phases and sweep.tp != (1,):
         raise WrongUsage(f"{op.name} is not shared by tensor-parallel ranks; leave tp out")
-    model = "" if only_plan and options.model is None else _model(options, backend)
-    digest = file_digest(Path(model) / "config.json") if model else ""
     # A plan's own waiver decides nothing: its keys are those of the run that is planned.
     asked = replace(admission, waiver=waiver)
     on_cpu = gpu == NO_GPU and where.engine == "local"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,26 @@ class Record:
     failed: dict[str, int] = field(default_factory=dict)
     python: str = ""
     schema: str = SCHEMA
+
+    def with_other_phases(self, before: Record) -> Record:
+        """This record, and what ``before`` tells of phases that this run did not collect.
+
+        Nothing is kept of a record whose rows were made otherwise.
+        """
+        same = ("op", "backend", "model", "engine_args", "seed", "timing", "latency", "waiver")
+        others = [phase for phase in before.admitted if phase not in self.admitted]
+        if not others or any(getattr(self, name) != getattr(before, name) for name in same):
+            return self
+        series = dict(zip(before.admitted, before.series, strict=True))
+        ids = {*self.verdicts.split(), *before.verdicts.split()}
+        return replace(
+            self,
+            admitted=self.admitted | {phase: before.admitted[phase] for phase in others},
+            modes=self.modes | {phase: before.modes[phase] for phase in others},
+            series=(*self.series, *(series[phase] for phase in others)),
+            verdicts=" ".join(sorted(ids)),
+            rows=before.rows | self.rows,
+        )
 
     def write(self, folder: Path) -> None:
         """Write it into ``folder``, in one step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections import Counter
@@ -13,7 +14,8 @@ from pathlib import Path
 from opkit.align.ledger import FRAMEWORKS
 from opkit.collect.admission import Admission, check_mock, kernel_kind
 from opkit.collect.options import NO_GPU, Job, Where
-from opkit.collect.record import Record
+from opkit.collect.record import NAME as RECORD
+from opkit.collect.record import Record, read_record
 from opkit.collect.sweep import phase_of
 from opkit.collect.tables.latency import Latency
 from opkit.collect.tables.provenance import About, Head, head_of
@@ -23,7 +25,7 @@ from opkit.collect.workers.lane import Lane, LaneOptions, LocalLane
 from opkit.collect.workers.parts import Parts, read_parts
 from opkit.collect.workers.pool import RunOptions, run_groups
 from opkit.collect.workers.tally import Outcome, Status
-from opkit.errors import BadInput
+from opkit.errors import BadInput, OpkitError
 from opkit.layers.manifest import Manifest, manifest_from_json
 from opkit.layers.op import case_from_json
 
@@ -83,7 +85,10 @@ def collect(job: Job, on_event: Callable[[Status], None]) -> Collected:
             job.groups, job.where, job.folder, job.admission, on_event, job.record, head
         )
     except KeyboardInterrupt:
-        write(job)  # what is measured is in the tables, which say that they are partial
+        # What is measured goes into the tables, which say that they are partial; if that fails too,
+        # the rows are still on disk, and it was an interrupt all the same.
+        with contextlib.suppress(OpkitError, OSError):
+            write(job)
         raise
     written, record, unaligned = write(job)
     already = sum(len(group.tasks) for group in job.groups) - outcome.planned
@@ -147,6 +152,8 @@ def write(job: Job) -> tuple[Written, Record, dict[str, int]]:
         rows={table.name: table.rows for table in written.tables},
         failed=dict(Counter(str(row.fault) for row in rows if not row.ok)),
     )
+    if (job.folder / RECORD).exists():
+        record = record.with_other_phases(read_record(job.folder))
     record.write(job.folder)
     return written, record, unaligned
 

@@ -112,7 +112,7 @@ def test_what_was_not_taken_is_empty_and_no_number(tmp_path: Path) -> None:
     made = write(tmp_path, [dsa_row(1, 1024, 0, 1.0, measurement=bare)]).tables[0]
     (row,) = read_parquet(made.parquet)
     assert (row["gpu_ms"], row["sm_mhz"]) == (None, None)
-    assert (row["flags"], row["kernel"]) == ("", "")
+    assert (row["flags"], row["kernel"]) == ("kernels_unknown", "")
     assert "power" not in row
 
 

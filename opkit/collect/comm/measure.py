@@ -93,7 +93,7 @@ def measure(
     collective = backend.collective(case)
     fill_for_check(torch, collective, case, party.rank, seed)
     run, graph_error = _launcher(party, backend, collective, case)
-    # MUT spoil(torch, collective)
+    spoil(torch, collective)
     collective.refill()
     run()
     party.settle()

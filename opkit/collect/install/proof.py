@@ -174,7 +174,7 @@ def install(
         tables={name: len(table) for name, table in rows.items()},
         aiconfigurator=tool.version,
         proofs=tuple(proofs),
-        notes=tuple(_notes(laid, place)),
+        notes=(*_flag_notes(files), *_notes(laid, place)),
     )
 
 
@@ -241,6 +241,24 @@ def _meta(folder: Path, files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
         return {name: dict(told[name]) for name in files}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: does not say how the tables were collected ({error})") from error
+
+
+def _flag_notes(files: Mapping[str, Path]) -> list[str]:
+    """What stands in the rows' flags and casts doubt on them: waivers, kernels never aligned."""
+    notes = []
+    for flag, what in (
+        ("waived", "were collected under a waiver: nothing has proved their mock"),
+        ("unaligned_kernels", "launch kernels that the alignment never saw"),
+    ):
+        for name, path in files.items():
+            with duckdb.connect() as db:
+                relation = db.read_parquet(str(path))
+                if "flags" not in relation.columns:
+                    continue
+                found = relation.filter(f"contains(flags, '{flag}')").count("*").fetchone()
+            if found and found[0]:
+                notes.append(f"{found[0]:,} rows of {name} {what}")
+    return notes
 
 
 def _notes(laid: Laid, place: Place) -> list[str]:

@@ -29,6 +29,7 @@ class Flag(StrEnum):
     THROTTLED = "throttled"
     EAGER_FALLBACK = "eager_fallback"
     NO_GPU_TIME = "no_gpu_time"
+    KERNELS_UNKNOWN = "kernels_unknown"
     UNSETTLED = "unsettled"
 
 
@@ -65,6 +66,7 @@ def choose(measurement: Measurement, latency: Latency = Latency.AUTO) -> Chosen:
         Flag.THROTTLED: measurement.throttled,
         Flag.EAGER_FALLBACK: bool(measurement.graph_error),
         Flag.NO_GPU_TIME: wants_gpu and not measurement.gpu_ms,
+        Flag.KERNELS_UNKNOWN: not measurement.kernels,
         Flag.UNSETTLED: measurement.stopped not in ("", SETTLED),
     }
     flags = tuple(flag for flag, on in told.items() if on)
