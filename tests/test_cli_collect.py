@@ -128,3 +128,14 @@ def test_a_collection_that_is_killed_goes_on(tmp_path: Path, sweep: Path) -> Non
     assert told["done"] + told["already"] == 6
     assert told["already"] >= 1
     assert [table["rows"] for table in told["tables"]] == [6]
+
+
+def test_another_way_of_measuring_is_another_collection(tmp_path: Path, sweep: Path) -> None:
+    """Rows of two timings never stand in one table; what is left out is counted."""
+    pytest.importorskip("torch", reason="collecting gemm needs torch")
+    words = ("collect", "gemm", "--waive", "x", "--out", tmp_path, "--sweep", sweep, "--json")
+    assert json.loads(run_opkit(*words).out)["done"] == 6
+    told = json.loads(run_opkit(*words, "--pacing", "sustained", "--limit", "2").out)
+    assert (told["planned"], told["already"]) == (2, 0)
+    assert [table["rows"] for table in told["tables"]] == [2]
+    assert told["elsewhere"] == 6

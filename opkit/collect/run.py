@@ -80,6 +80,9 @@ def collect(job: Job, on_event: Callable[[Status], None]) -> Collected:
     """
     head = _head(job)
     check_folder(job.op, job.subject.backend, head, job.folder / TABLES)
+    if (job.folder / RECORD).exists():
+        record = job.record.with_other_phases(read_record(job.folder))
+        job = dataclasses.replace(job, record=record)
     try:
         outcome = measure(
             job.groups, job.where, job.folder, job.admission, on_event, job.record, head
@@ -149,11 +152,9 @@ def write(job: Job) -> tuple[Written, Record, dict[str, int]]:
         job.record,
         updated=datetime.now(UTC).isoformat(timespec="seconds"),
         differences=admission.differences,
-        rows={table.name: table.rows for table in written.tables},
+        rows=job.record.rows | {table.name: table.rows for table in written.tables},
         failed=dict(Counter(str(row.fault) for row in rows if not row.ok)),
     )
-    if (job.folder / RECORD).exists():
-        record = record.with_other_phases(read_record(job.folder))
     record.write(job.folder)
     return written, record, unaligned
 
