@@ -23,6 +23,8 @@ from vllm.model_executor.models.deepseek_v2 import (
 )
 from vllm.platforms import current_platform
 
+from opkit.layers import prompts
+from opkit.layers import vllm_config as configuration
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.op import Case, LaunchMode
 from opkit.layers.operands import watch
@@ -179,7 +181,12 @@ class DsaMock:
         classes.add(type(self.worker.model.module().mla_attn.mla_attn.impl))
         for group in self.worker.runner._attn_group_iterator():
             classes |= {group.backend, type(group.get_metadata_builder())}
-        return source_digests(classes, ("vllm", "opkit"))
+        # Not only classes make the layer: its limits and its tokens come out of functions.
+        functions = {
+            f"opkit/layers/{path.name}": file_digest(path)
+            for path in (Path(str(module.__file__)) for module in (configuration, prompts))
+        }
+        return source_digests(classes, ("vllm", "opkit")) | functions
 
     def _recipe(self) -> dict[str, str]:
         """How weights, activations and caches came to their values."""
