@@ -62,7 +62,9 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        _complain(error.format_message(), "`opkit align --help` lists the options")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "opkit"
+        _complain(error.format_message(), f"`{command} --help` lists the options")
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted; everything that was started has been ended")
