@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
@@ -17,11 +17,10 @@ TRANSIENT = "waiting"
 REFRESH_HZ = 4.0
 
 
-class Progress:
-    """What is happening, said as it happens. Call it with a message; use as a context manager.
+class LiveLog:
+    """What a run says on stderr: on a terminal lines above a live part, else plain stamped lines.
 
-    On a terminal the newest message stands beside a spinner and its own elapsed seconds; the one
-    before it becomes a line of the log, unless it was only about waiting.
+    Whoever reads it may leave, as in ``2>&1 | head``: the run matters more than the talk.
 
     Args:
         console: where to; by default stderr.
@@ -34,18 +33,15 @@ class Progress:
         self._console = console or Console(stderr=True, highlight=False)
         self._clock = clock
         self._began = clock()
-        self._message = ""
-        self._since = self._began
-        self._spinner = Spinner("dots", style="cyan")
         self._live: Live | None = None
         self._deaf = False
 
     def __enter__(self) -> Self:
-        # Colour can be forced into a file; a line that rewrites itself belongs on a terminal only.
+        # Colour can be forced into a file; a part that rewrites itself belongs on a terminal only.
         if self._console.is_interactive and self._console.file.isatty():
             self._live = Live(
                 console=self._console,
-                get_renderable=self._line,
+                get_renderable=self._live_part,
                 refresh_per_second=REFRESH_HZ,
                 transient=True,
                 redirect_stdout=False,
@@ -62,8 +58,45 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-            self._keep()
+            self._last_words()
             self._live = None
+
+    def _live_part(self) -> RenderableType:
+        """What stands below the lines now."""
+        return ""
+
+    def _last_words(self) -> None:
+        """Keep what the live part held, if it is to last."""
+
+    def _print(self, message: str, moment: float) -> None:
+        """One line of the log, stamped with the seconds at ``moment``."""
+        if self._deaf:
+            return
+        stamp = f"{moment - self._began:6.1f} s"
+        if self._live is not None:
+            text = Text.assemble((stamp, "dim"), "  ", message)
+            self._console.print(text, soft_wrap=True)
+            return
+        try:
+            print(f"{stamp}  {message}", file=self._console.file, flush=True)
+        except BrokenPipeError:
+            self._deaf = True
+
+
+class Progress(LiveLog):
+    """What is happening, said as it happens. Call it with a message; use as a context manager.
+
+    On a terminal the newest message stands beside a spinner and its own elapsed seconds; the one
+    before it becomes a line of the log, unless it was only about waiting.
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(console, clock)
+        self._message = ""
+        self._since = self._began
+        self._spinner = Spinner("dots", style="cyan")
 
     def __call__(self, message: str) -> None:
         if self._live is None:
@@ -80,21 +113,10 @@ class Progress:
             self._print(self._message, self._since)
             self._message = ""
 
-    def _print(self, message: str, moment: float) -> None:
-        if self._deaf:
-            return
-        stamp = f"{moment - self._began:6.1f} s"
-        if self._live is not None:
-            text = Text.assemble((stamp, "dim"), "  ", message)
-            self._console.print(text, soft_wrap=True)
-            return
-        try:
-            print(f"{stamp}  {message}", file=self._console.file, flush=True)
-        except BrokenPipeError:
-            # Whoever read stderr has gone, as in `2>&1 | head`: the run matters more than the talk.
-            self._deaf = True
+    def _last_words(self) -> None:
+        self._keep()
 
-    def _line(self) -> Text:
+    def _live_part(self) -> Text:
         """The live line."""
         now = self._clock()
         turning = self._spinner.render(now)

@@ -75,9 +75,9 @@ def test_the_live_line_counts_its_own_seconds_and_fits() -> None:
         clock.now += 40
         progress("judging")
         clock.now += 7
-        assert progress._line().plain.endswith(" judging  7 s")
+        assert progress._live_part().plain.endswith(" judging  7 s")
         progress("waiting for a very long address of a server")
-        assert progress._line().cell_len == 29
+        assert progress._live_part().cell_len == 29
 
 
 class Gone(io.StringIO):
