@@ -1,14 +1,16 @@
-"""The bundled recording judged once: a real verdict to admit collections with."""
+"""The bundled recording judged once, a real verdict to admit collections with; made tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from made_rows import about, grid
 
 from opkit.align.judge import Question, judge
 from opkit.align.ledger import Ledger
 from opkit.align.result import AlignResult
+from opkit.collect.tables.write import write_tables
 from opkit.layers.dsa import DSA
 
 RECORDED = Path(__file__).parents[2] / "opkit" / "recorded"
@@ -28,3 +30,10 @@ def ledger(tmp_path: Path, aligned: AlignResult) -> Ledger:
     made = Ledger(tmp_path / "ledger.db")
     made.record(aligned)
     return made
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """Both DSA tables of a made collection."""
+    write_tables(DSA, grid(), about(), tmp_path / "tables")
+    return tmp_path / "tables"

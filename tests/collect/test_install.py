@@ -9,7 +9,6 @@ from typing import Any
 
 import duckdb
 import pytest
-import yaml
 from made_rows import (
     about,
     dsa_row,
@@ -18,7 +17,7 @@ from made_rows import (
     measured,
     write_shipped,
 )
-from made_systems import fake_aiconfigurator, make_systems, tree
+from made_systems import fake_aiconfigurator
 
 from opkit.collect.install.estimate import (
     Aiconfigurator,
@@ -28,12 +27,11 @@ from opkit.collect.install.estimate import (
     find_aiconfigurator,
     read_estimate,
 )
-from opkit.collect.install.overlay import MARK, Place, lay_out
+from opkit.collect.install.overlay import Place
 from opkit.collect.install.proof import Installed, install, judge, scale
-from opkit.collect.install.questions import Asked, Question, questions
+from opkit.collect.install.questions import Question
 from opkit.collect.tables.provenance import head_of
 from opkit.collect.tables.write import write_tables
-from opkit.collect.work import Row
 from opkit.errors import BadInput, RunFailed, ToolMissing
 from opkit.layers.dsa import DSA
 from opkit.layers.op import Op, Table
@@ -42,237 +40,6 @@ VERSION = "data/h100_sxm/sparse_attention/vllm/0.24.0"
 CONTEXT = f"{VERSION}/dsa_context_module_perf.parquet"
 GENERATION = f"{VERSION}/dsa_generation_module_perf.parquet"
 PLACE = Place("h100_sxm", "sparse_attention", "vllm", "0.24.0")
-
-
-@pytest.fixture
-def tables(tmp_path: Path) -> Path:
-    """Both DSA tables of a made collection."""
-    write_tables(DSA, grid(), about(), tmp_path / "tables")
-    return tmp_path / "tables"
-
-
-def lay(root: Path, origin: Path, tables: Path, place: Place = PLACE, fill: bool = True) -> Any:
-    files = {path.stem: path for path in tables.glob("*.parquet")}
-    entries = yaml.safe_load((tables / "collection_meta.yaml").read_text())["tables"]
-    return lay_out(root, origin, place, files, entries, fill=fill)
-
-
-# --- the overlay ---
-
-
-def test_the_overlay_is_the_installed_tree_with_our_tables_in_their_place(
-    tmp_path: Path, tables: Path
-) -> None:
-    origin = make_systems(tmp_path / "systems")
-    laid = lay(tmp_path / "root", origin, tables)
-    assert laid.folder == tmp_path / "root" / VERSION
-    assert laid.fills == ("dsa_context_module_perf",)  # there is no installed generation table
-    assert (laid.queryable, laid.shipped) == (True, True)
-    before, after = tree(origin), tree(tmp_path / "root")
-    assert after[CONTEXT] == after[GENERATION] == "parquet"
-    shipped = "data/h100_sxm/sparse_attention/vllm/_shipped-0.24.0"
-    own = {
-        MARK, CONTEXT, GENERATION, f"{VERSION}/collection_meta.yaml", f"{VERSION}/reuse.yaml",
-        f"{VERSION}/opkit/dsa_context_module_perf.provenance.json",
-        f"{VERSION}/opkit/dsa_generation_module_perf.provenance.json",
-    }  # fmt: skip
-    same = {name: text for name, text in after.items() if name not in own}
-    expected = {name: text for name, text in before.items() if name not in own}
-    filled = {name.replace(VERSION, shipped): t for name, t in before.items() if VERSION in name}
-    assert same == expected | filled
-    # Nothing was copied but our own files.
-    links = [p for p in (tmp_path / "root").rglob("*") if p.is_file() and not p.is_symlink()]
-    real = {p.relative_to(tmp_path / "root").as_posix() for p in links}
-    assert {name for name in real if not _below_a_link(tmp_path / "root", name)} == own
-
-
-def _below_a_link(root: Path, name: str) -> bool:
-    return any((root / parent).is_symlink() for parent in Path(name).parents)
-
-
-def test_the_installed_tree_is_not_touched(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    before = tree(origin)
-    lay(tmp_path / "root", origin, tables)
-    lay(tmp_path / "root", origin, tables, fill=False)
-    assert tree(origin) == before
-
-
-def test_the_metadata_covers_every_table_of_the_folder(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    folder = lay(tmp_path / "root", origin, tables).folder
-    meta = yaml.safe_load((folder / "collection_meta.yaml").read_text())
-    assert meta["provenance"] == "legacy"  # of the others
-    assert set(meta["tables"]) == {path.stem for path in folder.glob("*.parquet")}
-    assert meta["tables"]["dsa_context_module_perf"]["rows"] == 12
-    assert meta["tables"]["dsv4_csa_context_module_perf"] == {"status": "complete"}
-
-
-def test_metadata_of_schema_2_stays_of_schema_2(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    (origin / VERSION / "collection_meta.yaml").write_text(
-        "schema_version: 2\nruntime: {framework: vllm, version: 0.24.0}\ntables: {}\n"
-    )
-    folder = lay(tmp_path / "root", origin, tables).folder
-    told = yaml.safe_load((folder / "collection_meta.yaml").read_text())
-    entry = told["tables"]["dsa_context_module_perf"]
-    assert set(entry) == {"rows", "status", "collections"}
-    assert set(entry["collections"][0]) == {
-        "collector_ref", "collector_hash", "case_plan_hash", "collected_at", "rows", "status",
-    }  # fmt: skip
-
-
-def test_missing_rows_come_from_the_installed_table_or_not(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    folder = lay(tmp_path / "root", origin, tables).folder
-    (entry,) = yaml.safe_load((folder / "reuse.yaml").read_text())["reuse"]
-    assert entry["table"] == "dsa_context_module_perf"
-    donor = folder.parent / entry["from_version"] / "dsa_context_module_perf.parquet"
-    assert donor.read_text() == CONTEXT  # the installed one
-    assert entry["from_version"].startswith("_")  # aiconfigurator lists no such version
-    assert all(isinstance(entry[k], str) and entry[k] for k in ("reason", "approved_by"))
-    laid = lay(tmp_path / "root", origin, tables, fill=False)
-    assert laid.fills == ()
-    assert not (folder / "reuse.yaml").exists()
-    assert [p.name for p in folder.parent.iterdir() if p.name.startswith("_")] == []
-
-
-def test_reuse_that_is_installed_stays(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    installed = {
-        "schema_version": 1,
-        "reuse": [
-            {"table": "dsa_context_module_perf", "from_version": "0.30.0", "reason": "r",
-             "approved_by": "a"}
-        ],
-    }  # fmt: skip
-    (origin / VERSION / "reuse.yaml").write_text(yaml.safe_dump(installed))
-    folder = lay(tmp_path / "root", origin, tables).folder
-    lay(tmp_path / "root", origin, tables)
-    found = yaml.safe_load((folder / "reuse.yaml").read_text())["reuse"]
-    assert [entry["from_version"] for entry in found] == ["_shipped-0.24.0", "0.30.0"]
-
-
-def test_a_version_that_aiconfigurator_does_not_list_needs_its_list_gone(
-    tmp_path: Path, tables: Path
-) -> None:
-    origin = make_systems(tmp_path / "systems")
-    laid = lay(tmp_path / "root", origin, tables, replace(PLACE, version="0.25.0"))
-    assert (laid.queryable, laid.shipped, laid.fills) == (False, False, ())
-    assert not (tmp_path / "root" / "query_versions.yaml").exists()
-    assert (tmp_path / "root" / CONTEXT).read_text() == CONTEXT  # 0.24.0 as installed
-
-
-def test_two_installs_share_an_overlay(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    lay(tmp_path / "root", origin, tables)
-    other = tmp_path / "gemm"
-    other.mkdir()
-    (other / "gemm_perf.parquet").write_bytes(b"PAR1 made")
-    (other / "collection_meta.yaml").write_text("tables: {gemm_perf: {status: complete}}")
-    lay(tmp_path / "root", origin, other, replace(PLACE, family="gemm"))
-    found = tree(tmp_path / "root")
-    assert found["data/h100_sxm/gemm/vllm/0.24.0/gemm_perf.parquet"] == "parquet"
-    assert found[CONTEXT] == "parquet"
-    assert found["data/h100_sxm/moe/vllm/0.24.0/moe_perf.parquet"].startswith("data/h100_sxm/moe")
-
-
-def test_what_an_update_of_aiconfigurator_adds_appears(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    lay(tmp_path / "root", origin, tables)
-    (origin / "data/h100_sxm/mla").mkdir()
-    (origin / "data/h100_sxm/mla/new.parquet").write_text("new")
-    lay(tmp_path / "root", origin, tables)
-    assert (tmp_path / "root/data/h100_sxm/mla/new.parquet").read_text() == "new"
-
-
-def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "thesis.txt").write_text("precious")
-    with pytest.raises(BadInput, match="not empty and no overlay"):
-        lay(root, origin, tables)
-    assert [path.name for path in root.iterdir()] == ["thesis.txt"]
-    with pytest.raises(BadInput, match="within the installed systems folder"):
-        lay(origin / "mine", origin, tables)
-    lay(tmp_path / "good", origin, tables)
-    other = make_systems(tmp_path / "other")
-    with pytest.raises(BadInput, match="overlays"):
-        lay(tmp_path / "good", other, tables)
-
-
-def test_an_unknown_system_is_told_with_those_that_are(tmp_path: Path, tables: Path) -> None:
-    origin = make_systems(tmp_path / "systems")
-    with pytest.raises(BadInput, match=r"known: a100_sxm, h100_sxm$"):
-        lay(tmp_path / "root", origin, tables, replace(PLACE, system="h900"))
-    assert not (tmp_path / "root").exists()
-
-
-# --- the question ---
-
-
-def table_rows(rows: list[Row]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row.table, []).append({**row.columns, "latency": 1.0})
-    return found
-
-
-def value_of(question: Question, option: str) -> str:
-    return question.arguments[question.arguments.index(option) + 1]
-
-
-def test_both_phases_are_asked_for_by_one_estimate_at_a_shape_that_both_have() -> None:
-    context, generation = questions(table_rows(grid()), Asked())
-    assert context.arguments == generation.arguments
-    assert context.row is not None
-    assert generation.row is not None
-    batch, isl = int(value_of(context, "--batch-size")), int(value_of(context, "--isl"))
-    assert (context.row["batch_size"], context.row["isl"], context.row["step"]) == (batch, isl, 0)
-    assert (generation.row["batch_size"], generation.row["step"]) == (batch, isl)
-    assert value_of(context, "--model-path") == "deepseek-ai/DeepSeek-V3.2"
-    assert value_of(context, "--osl") == "2"
-
-
-@pytest.mark.parametrize(("heads", "ranks"), [(128, "1"), (16, "8"), (1, "128")])
-def test_the_ranks_follow_from_the_heads_of_a_row(heads: int, ranks: str) -> None:
-    rows = table_rows([dsa_row(1, 1024, 0, 1.0, heads=heads)])
-    (question,) = questions(rows, Asked())
-    assert value_of(question, "--tp-size") == value_of(question, "--moe-ep-size") == ranks
-
-
-def test_dtypes_and_a_cached_prefix_follow_from_the_row() -> None:
-    rows = table_rows([dsa_row(4, 1024, 128, 1.0)])
-    rows["dsa_context_module"][0] |= {"gemm_type": "fp8_block", "kv_cache_dtype": "fp8"}
-    (question,) = questions(rows, Asked())
-    assert value_of(question, "--gemm-quant-mode") == "fp8_block"
-    assert value_of(question, "--kvcache-quant-mode") == "fp8"
-    assert value_of(question, "--fmha-quant-mode") == "bfloat16"
-    assert (value_of(question, "--isl"), value_of(question, "--prefix")) == ("1152", "128")
-
-
-def test_the_user_s_shape_is_asked_for_and_its_row_looked_up() -> None:
-    rows = table_rows([*grid(), dsa_row(2, 1024, 0, 1.0, heads=16)])
-    found = questions(rows, Asked(isl=1024, batch_size=2, tp_size=8))[0]
-    assert found.row is not None
-    assert found.row["num_heads"] == 16
-    lost = questions(rows, Asked(isl=1000, model_path="/m", more=("--nextn", "1")))[0]
-    assert lost.row is None
-    assert value_of(lost, "--isl") == "1000"
-    assert value_of(lost, "--model-path") == "/m"
-    assert lost.arguments[-2:] == ("--nextn", "1")
-
-
-def test_an_architecture_without_a_known_model_must_be_named() -> None:
-    rows = table_rows([dsa_row(1, 1024, 0, 1.0)])
-    rows["dsa_context_module"][0]["architecture"] = "NewForCausalLM"
-    with pytest.raises(BadInput, match="NewForCausalLM"):
-        questions(rows, Asked(model_path="/model"))
-    (question,) = questions(rows, Asked(model_path="/model", tp_size=4))
-    assert value_of(question, "--tp-size") == "4"
-    with pytest.raises(BadInput, match="no estimate that asks for moe"):
-        questions({"moe": [{}]}, Asked())
 
 
 # --- the output ---

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
 import yaml
 from made_rows import NOISE, about, dsa_row, failed_row, grid, measured
+from made_tables import provenance, read_csv, read_parquet, write
 
 from opkit.collect.measurement import Power
-from opkit.collect.tables import files as table_files
 from opkit.collect.tables.latency import Flag, Latency, choose
 from opkit.collect.tables.provenance import FRAMEWORKS, head_of
 from opkit.collect.tables.validate import (
@@ -26,37 +22,16 @@ from opkit.collect.tables.validate import (
     SPIKE_TOLERANCE,
     Rule,
 )
-from opkit.collect.tables.write import EXTRA, Written, write_tables
+from opkit.collect.tables.write import EXTRA, write_tables
 from opkit.collect.timing.measure import HOST_BOUND
-from opkit.collect.work import Fault, Row
+from opkit.collect.work import Fault
 from opkit.errors import BadInput
-from opkit.layers.dsa import DSA
-from opkit.layers.op import LaunchMode, Op, Phase, Table
+from opkit.layers.op import LaunchMode, Op, Table
 
 FIELD = (
     "framework,version,device,op_name,kernel_source,model,architecture,mla_dtype,kv_cache_dtype,"
     "gemm_type,num_heads,batch_size,isl,tp_size,step,latency"
 )
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    found = duckdb.read_parquet(str(path))
-    return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
-
-
-def provenance(written: Written, table: str = "dsa_context_module") -> dict[str, Any]:
-    (found,) = [item for item in written.tables if item.name == table]
-    told: dict[str, Any] = json.loads(found.provenance.read_text())
-    return told
-
-
-def write(folder: Path, rows: list[Row], **changed: Any) -> Written:
-    return write_tables(DSA, rows, about(**changed), folder)
 
 
 # --- the files ---
@@ -340,95 +315,6 @@ def test_the_provenance_has_every_sample_and_circumstance(tmp_path: Path) -> Non
     assert row["timing"]["pacing"] == "burst"
     assert (row["launch"], row["throttled"], row["power"]) == ("graph", False, None)
     assert row["waiver"] == "trial"
-
-
-# --- whose files ---
-
-
-def test_opkit_overwrites_its_own_files(tmp_path: Path) -> None:
-    write(tmp_path, grid())
-    slower = [dsa_row(1, 1024, 0, 9.0)]
-    written = write(tmp_path, slower)
-    assert [row["latency"] for row in read_parquet(written.tables[0].parquet)] == [9.0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "collection_meta.yaml",
-        *(
-            f"dsa_{phase}_module_perf.{suffix}"
-            for phase in ("context", "generation")
-            for suffix in ("parquet", "provenance.json", "txt")
-        ),
-    ]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "dsa_context_module_perf.parquet",
-        "dsa_context_module_perf.txt",
-        "dsa_context_module_perf.provenance.json",
-        "collection_meta.yaml",
-    ],
-)
-def test_nobody_else_s_file_is_overwritten_unless_forced(tmp_path: Path, name: str) -> None:
-    write(tmp_path, grid())
-    other = tmp_path / name
-    other.write_text("schema_version: 1\n")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(BadInput, match=f"{name}: not as opkit wrote it"):
-        write(tmp_path, grid())
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    write_tables(DSA, grid(), about(), tmp_path, force=True)
-    assert other.read_bytes() != before[other]
-
-
-def test_tables_of_two_versions_do_not_share_a_folder(tmp_path: Path) -> None:
-    write(tmp_path, grid())
-    with pytest.raises(BadInput, match=r"holds tables of vllm 0\.24\.0, not of vllm 0\.25\.0"):
-        write(tmp_path, grid(), head=head_of("vllm", "0.25.0", "NVIDIA H200"))
-
-
-def test_a_full_disk_leaves_the_old_tables_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, grid())
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(table_files, "_sync", full)
-    with pytest.raises(BadInput, match="No space left on device"):
-        write(tmp_path, [dsa_row(1, 1024, 0, 9.0)])
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_run_cut_off_between_two_files_can_be_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, grid())
-    real, calls = os.replace, []
-
-    def cut(source: Path, target: Path) -> None:
-        calls.append(target)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", cut)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, [dsa_row(1, 1024, 0, 9.0)])
-    monkeypatch.undo()
-    assert len(calls) == 2
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-    written = write(tmp_path, [dsa_row(1, 1024, 0, 7.0)])
-    assert [row["latency"] for row in read_parquet(written.tables[0].parquet)] == [7.0]
-
-
-def test_every_phase_of_dsa_has_its_table() -> None:
-    assert {phase: table.name for phase, table in DSA.tables.items()} == {
-        Phase.CONTEXT: "dsa_context_module",
-        Phase.GENERATION: "dsa_generation_module",
-    }
 
 
 # --- docs/tables.md ---
