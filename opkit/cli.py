@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import signal
 import sys
 import traceback
-from dataclasses import asdict
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
-from rich.console import Console
 
 from opkit import __version__
-from opkit.align import options as asked
-from opkit.align.ledger import Ledger
-from opkit.align.profile.e2e import Collect, Mode
-from opkit.align.result import Outcome
-from opkit.align.result_json import align_json
-from opkit.cli_collect import collect, install, verify
-from opkit.cli_comm import comm
-from opkit.cli_output import PathType, show, shown
-from opkit.collect.record import find_records
-from opkit.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_BUG,
-    EXIT_FAIL,
-    EXIT_INCONCLUSIVE,
-    EXIT_INTERRUPTED,
-    EXIT_PASS,
-    OpkitError,
-)
-from opkit.layers.op import Phase
-from opkit.layers.registry import find_op
-from opkit.nsys_parsers.keep import Keep
-from opkit.nsys_parsers.slim import slim
-from opkit.reports.collecting import print_collections
-from opkit.reports.progress import Progress
-from opkit.reports.terminal import print_align, print_status
-
-EXIT_CODES = {
-    Outcome.PASS: EXIT_PASS,
-    Outcome.FAIL: EXIT_FAIL,
-    Outcome.INCONCLUSIVE: EXIT_INCONCLUSIVE,
-}
-
-Seconds = click.FloatRange(min=0)
+from opkit.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, OpkitError
 
 
 def main() -> None:
@@ -90,161 +54,37 @@ def _complain(sentence: str, hint: str = "") -> None:
           file=sys.stderr)  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+# Where each command lives. Only the one that runs is imported: `opkit trace` needs no ledger, and
+# reading them all takes longer than most answers.
+COMMANDS = {
+    "align": "opkit.cli_align",
+    "collect": "opkit.cli_collect",
+    "comm": "opkit.cli_comm",
+    "install": "opkit.cli_collect",
+    "status": "opkit.cli_align",
+    "trace": "opkit.cli_trace",
+    "verify": "opkit.cli_collect",
+}
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Names, sorted."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command, or None when there is none of that name."""
+        home = COMMANDS.get(cmd_name)
+        command = getattr(importlib.import_module(home), cmd_name) if home else None
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="opkit")
 def cli() -> None:
     """Prove that a mock layer launches what the serving engine launches, then measure it."""
-
-
-@cli.command()
-@click.argument("op")
-@click.option("--recorded", is_flag=True, help="Judge the bundled H100 recording.")
-@click.option(
-    "--mock-trace", type=PathType, help="The mock's trace (.sqlite, .sqlite.gz, .nsys-rep)."
-)
-@click.option("--e2e-trace", type=PathType, multiple=True, help="The engine's trace; one per rank.")
-@click.option("--strict-trace", type=PathType, help="Trace of the mock's strict variant.")
-@click.option("--backend", default="", help="Engine whose classes build the mock (vllm, …).")
-@click.option("--model", type=PathType, help="Folder with the model's config.json.")
-@click.option("--e2e-cmd", default="", help="The real serving command, quoted.")
-@click.option(
-    "--mode",
-    type=click.Choice([mode.value for mode in Mode]),
-    help="How the engine is profiled; default: server for a known serving command, else program.",
-)
-@click.option(
-    "--window",
-    type=click.Choice([collect.value for collect in Collect]),
-    default=Collect.WAVES.value,
-    show_default=True,
-    help="Record the requests only, or from the process's start (graph nodes then carry modules).",
-)
-@click.option("--requests", multiple=True, metavar="NxP+O", help="Requests to send, as 4x1024+12.")
-@click.option(
-    "--phase",
-    "phases",
-    multiple=True,
-    type=click.Choice([phase.value for phase in Phase]),
-    help="Judge this phase only.",
-)
-@click.option("--policy", type=PathType, help="TOML file that changes thresholds.")
-@click.option(
-    "--strict", is_flag=True, help="Also judge the engine's own decoder layer, within 1 %."
-)
-@click.option(
-    "--regions",
-    type=click.Choice(list(asked.METHODS)),
-    default="auto",
-    show_default=True,
-    help="How to find regions in trace files.",
-)
-@click.option(
-    "--iterations",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Measured iterations of a mock case.",
-)
-@click.option("--python", default=sys.executable, help="Interpreter that has the framework.")
-@click.option("--engine", default="", help="What the command serves, when it is not recognised.")
-@click.option("--url", default="", help="Where the server listens, when the command does not say.")
-@click.option("--ranks", type=click.IntRange(min=1), help="Ranks, for --mode per-rank.")
-@click.option(
-    "--delay",
-    type=Seconds,
-    default=300,
-    show_default=True,
-    help="Seconds before system-wide recording.",
-)
-@click.option(
-    "--duration",
-    type=Seconds,
-    default=60,
-    show_default=True,
-    help="Seconds of system-wide recording.",
-)
-@click.option(
-    "--ready-limit",
-    type=Seconds,
-    default=900,
-    show_default=True,
-    help="Seconds to wait for the server's health.",
-)
-@click.option("--seed", default=0, show_default=True, help="Seed of the prompts.")
-@click.option(
-    "--out", type=PathType, default=Path("opkit-out"), show_default=True, help="Output folder."
-)
-@click.option("--dry-run", is_flag=True, help="Print every command that would run, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@click.option("--verbose", "-v", is_flag=True, help="Show the kernel table of every case.")
-def align(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
-    """Compare OP's kernels in the mock and in the real engine.
-
-    Exit code: 0 pass, 1 fail, 3 inconclusive; others: nothing was compared.
-    """
-    options = asked.AlignOptions(**given)
-    if dry_run:
-        show(asked.dry_run(options))
-        return 0
-    with Progress() as progress:
-        found = asked.answer(options, progress)
-    if as_json:
-        show(json.dumps(align_json(found.result), indent=1) + "\n")
-    else:
-        show(shown(lambda console: print_align(found.result, console, verbose=verbose)))
-    if found.keep:
-        name = Ledger(options.out / "ledger.db").record(found.result, found.folder)
-        print(f"recorded as {name}; files in {found.folder}", file=sys.stderr)
-    return EXIT_CODES[found.result.verdict]
-
-
-@cli.command()
-@click.argument("op", required=False)
-@click.option(
-    "--out", type=PathType, default=Path("opkit-out"), show_default=True, help="Output folder."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the entries as one JSON object.")
-def status(op: str | None, out: Path, as_json: bool) -> None:
-    """What is aligned and collected, for which versions and GPU, when, and with which waivers."""
-    entries = Ledger(out / "ledger.db").entries(find_op(op).name if op else None)
-    collections = find_records(out, op)
-    if as_json:
-        rows = [{k: v for k, v in vars(entry).items() if k != "result"} for entry in entries]
-        made = [{"folder": str(folder), **asdict(record)} for folder, record in collections]
-        found = {"schema": "opkit.status/1", "entries": rows, "collections": made}
-        show(json.dumps(found, indent=1) + "\n")
-        return
-
-    def draw(console: Console) -> None:
-        print_status(entries, console)
-        print_collections(collections, console)
-
-    show(shown(draw))
-
-
-@cli.group()
-def trace() -> None:
-    """Make recordings that one may share."""
-
-
-@trace.command("slim")
-@click.argument("source", metavar="IN", type=PathType)
-@click.argument("target", metavar="OUT", type=PathType)
-@click.option("--modules", help="Keep only module ranges whose path matches this expression.")
-@click.option("--steps", type=int, help="Keep the first N steps of each label.")
-@click.option("--iterations", type=int, help="Keep the first N iterations of each mock case.")
-def trace_slim(
-    source: Path, target: Path, modules: str | None, steps: int | None, iterations: int | None
-) -> None:
-    """Copy what alignment needs of IN to OUT (.sqlite or .sqlite.gz); drop and scrub the rest."""
-    report = slim(source, target, keep=Keep(modules=modules, steps=steps, iterations=iterations))
-    kept = sum(after for _, after in report.rows.values())
-    show(
-        f"{target}: {report.target_bytes:,} bytes of {report.source_bytes:,}; {kept:,} rows in "
-        f"{len(report.rows)} tables kept, {len(report.dropped)} tables dropped, "
-        f"{sum(report.scrubbed.values())} private values scrubbed\n"
-    )
-
-
-for command in (collect, verify, install, comm):
-    cli.add_command(command)

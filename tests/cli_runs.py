@@ -10,12 +10,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 
 import opkit
 from opkit import cli
 
 PROGRAM = [sys.executable, "-m", "opkit"]
+
+
+def command(name: str) -> click.Command:
+    """A command of the program, as `opkit NAME` finds it."""
+    found = cli.cli.get_command(click.Context(cli.cli), name)
+    assert found is not None
+    return found
 
 
 @dataclass(frozen=True)

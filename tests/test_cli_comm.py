@@ -19,7 +19,6 @@ import pytest
 from cli_runs import PROGRAM, Ran, environment, run_program
 from comm_bench import alive, ranks_of, wait_until_dead
 
-from opkit.cli import cli
 from opkit.collect.comm import measure as measuring
 from opkit.collect.comm.collectives import WrongResult
 from opkit.collect.comm.measure import Party
@@ -47,8 +46,7 @@ def interpreter(tmp_path: Path, script: str) -> Path:
 
 
 def test_every_option_is_documented() -> None:
-    assert isinstance(cli, click.Group)
-    options = [option for param in cli.commands["comm"].params for option in param.opts]
+    options = [option for param in command("comm").params for option in param.opts]
     missing = [o for o in options if o.startswith("--") and not re.search(rf"`{o}\b", DOCUMENT)]
     assert missing == []
 
@@ -57,7 +55,7 @@ def test_every_option_of_the_document_exists() -> None:
     table = DOCUMENT.split("| option | meaning |")[1].split("\n\n")[0]
     first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     told = {option for cell in first for option in re.findall(r"`(--[a-z-]+)", cell)}
-    known = {option for param in cli.commands["comm"].params for option in param.opts}
+    known = {option for param in command("comm").params for option in param.opts}
     assert told
     assert told - known == set()
 

@@ -6,12 +6,11 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-import click
 import pytest
+from cli_runs import command
 
 from opkit import errors
 from opkit.align.policy import Policy
-from opkit.cli import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -20,8 +19,7 @@ CHECKS = (ROOT / "docs" / "checks.md").read_text("utf-8")
 
 @pytest.mark.parametrize("name", ["align", "collect"])
 def test_every_option_is_in_the_readme(name: str) -> None:
-    assert isinstance(cli, click.Group)
-    options = [option for param in cli.commands[name].params for option in param.opts]
+    options = [option for param in command(name).params for option in param.opts]
     missing = [o for o in options if o.startswith("--") and not re.search(rf"`{o}\b", README)]
     assert missing == []
 
