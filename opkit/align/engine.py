@@ -21,7 +21,8 @@ from opkit.align.shapes import CaseSteps, case_steps, read_labels
 from opkit.errors import BadInput
 from opkit.layers.manifest import Manifest, manifest_from_json
 from opkit.layers.op import Case, LaunchMode, Op, Phase
-from opkit.nsys_parsers.trace import Trace, TraceFacts, open_trace
+from opkit.nsys_parsers.export import TraceFacts
+from opkit.nsys_parsers.trace import Trace, open_trace
 
 # Steps of one shape that are read: enough for medians, and bounded however long the trace is.
 MAX_STEPS = 16

@@ -37,7 +37,8 @@ from opkit.align.result import AlignResult, CaseMatch, Method, PhaseResult, Side
 from opkit.errors import BadInput
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import Case, Op, Phase
-from opkit.nsys_parsers.trace import TraceFacts, open_trace
+from opkit.nsys_parsers.export import TraceFacts
+from opkit.nsys_parsers.trace import open_trace
 
 
 @dataclass(frozen=True)

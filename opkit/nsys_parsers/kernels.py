@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import duckdb
 
-KERNEL_TABLE = "CUPTI_ACTIVITY_KIND_KERNEL"
+from opkit.nsys_parsers.export import KERNEL_TABLE, Columns
+from opkit.nsys_parsers.strings import load_strings
+
 RUNTIME_TABLE = "CUPTI_ACTIVITY_KIND_RUNTIME"
 NODE_TABLES = (
     "CUDA_GRAPH_NODE_EVENTS",
@@ -21,6 +23,11 @@ THREAD_BITS = 0xFFFFFF
 # Clone chains measured are 1 or 2 long; a longer one is a cycle in a damaged file.
 MAX_CLONES = 16
 
+SIZES = ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z")
+
+UNNAMED = "<unnamed kernel>"
+# Copies and fills have no name; theirs are negative so that they never meet an id of the export.
+NO_NAME, MEMSET_NAME, MEMCPY_NAME = -1, -2, -100
 COPY_KINDS = {1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 8: "DtoD", 9: "HtoH", 10: "PtoP"}
 
 COUNTS = """
@@ -30,78 +37,89 @@ SELECT count(*) FILTER (kind = 'kernel'), count(*) FILTER (kind <> 'kernel'),
 FROM kernel
 """
 
-Columns = dict[str, frozenset[str]]
-
 
 def _column(columns: Columns, table: str, name: str, otherwise: str = "NULL::BIGINT") -> str:
     return f'"{name}"' if name in columns.get(table, frozenset()) else otherwise
 
 
-def _pid(columns: Columns) -> str:
-    """The process of a thread; one for all when kernels do not say theirs."""
+def pid_of_thread(columns: Columns, tid: str = '"globalTid"') -> str:
+    """SQL for the process of a thread; one for all when kernels do not say theirs."""
     if "globalPid" not in columns.get(KERNEL_TABLE, frozenset()):
         return "0::BIGINT"
-    return f'"globalTid" - ("globalTid" & {THREAD_BITS})'
+    return f"{tid} - ({tid} & {THREAD_BITS})"
 
 
 def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     """Create table ``kernel`` in ``db`` from the export attached as ``export``.
 
-    Columns: ``id, kind, name, start, "end", pid, device, stream, correlation, grid_x … block_z,
-        graph_node,
-    launch_start, launch_tid, node_start, node_tid``. Times in ns since the session's start.
-    ``launch_*`` is null when no launch row of the same process has the correlation id; ``node_*``
-    is the creation of the graph node that the kernel was replayed from, at the root of its clone
-    chain.
+    Columns: ``id``, those of ``activities`` with ``name`` as text, ``launch_start, launch_tid,
+    node_start, node_tid``. Times in ns since the session's start. ``launch_*`` is null when no
+    launch row of the same process has the correlation id; ``node_*`` is the creation of the graph
+    node that the kernel was replayed from, at the root of its clone chain.
     """
+    load_strings(db, columns)
     _build_launches(db, columns)
-    _build_nodes(db, columns)
+    build_nodes(db, columns)
+    db.execute(
+        f"""
+        CREATE TABLE kernel AS
+        SELECT row_number() OVER () AS id, a.* EXCLUDE (name_id), {NAME_SQL} AS name,
+               l.start AS launch_start, l.tid AS launch_tid,
+               n.start AS node_start, n.tid AS node_tid
+        FROM ({activities(columns)}) a
+        LEFT JOIN string s ON s.id = a.name_id
+        LEFT JOIN launch l ON l.pid = a.pid AND l.correlation = a.correlation
+        LEFT JOIN node n ON n.pid = a.pid AND n.node = a.graph_node
+        """
+    )
+
+
+# The name of ``a.name_id``, beside ``string s``.
+NAME_SQL = f"""CASE WHEN a.name_id = {MEMSET_NAME} THEN '[memset]' {
+    " ".join(
+        f"WHEN a.name_id = {MEMCPY_NAME - code} THEN '[memcpy {text}]'"
+        for code, text in COPY_KINDS.items()
+    )
+} WHEN a.name_id <= {MEMCPY_NAME} THEN '[memcpy]' ELSE coalesce(s.value, '{UNNAMED}') END"""
+
+
+def activities(columns: Columns) -> str:
+    """SQL for all kernels, copies and fills of ``export``, streamed from the file.
+
+    Columns: ``kind, name_id, start, "end", pid, device, stream, correlation, grid_x … block_z,
+    graph_node``; the grid of a copy is null.
+    """
     selects = [_kernel_select(columns)]
     for table, kind in (("MEMCPY", "memcpy"), ("MEMSET", "memset")):
         name = f"CUPTI_ACTIVITY_KIND_{table}"
         if name in columns:
             selects.append(_copy_select(columns, name, kind))
-    db.execute(
-        f"""
-        CREATE TABLE activity AS
-        SELECT row_number() OVER (ORDER BY start, stream, correlation) AS id, * FROM (
-        {" UNION ALL ".join(selects)})
-        """
-    )
-    db.execute(
-        """
-        CREATE TABLE kernel AS
-        SELECT a.*, l.start AS launch_start, l.tid AS launch_tid,
-               n.start AS node_start, n.tid AS node_tid
-        FROM activity a
-        LEFT JOIN launch l ON l.pid = a.pid AND l.correlation = a.correlation
-        LEFT JOIN node n ON n.pid = a.pid AND n.node = a.graph_node
-        """
-    )
-    db.execute("DROP TABLE activity")
+    return " UNION ALL ".join(selects)
 
 
 def _kernel_select(columns: Columns) -> str:
     table = KERNEL_TABLE
-    name = _column(columns, table, "demangledName", _column(columns, table, "shortName"))
+    names = [_column(columns, table, f"{kind}Name") for kind in ("demangled", "short")]
+    sizes = ", ".join(
+        f"{_column(columns, table, size[:-2] + size[-1].upper())} AS {size}" for size in SIZES
+    )
     return f"""
-    SELECT 'kernel' AS kind, coalesce(s.value, '<unnamed kernel>') AS name, k.start, k."end",
-           {_column(columns, table, "globalPid", "0::BIGINT")} AS pid, k."deviceId" AS device,
-           k."streamId" AS stream, k."correlationId" AS correlation,
-           "gridX" AS grid_x, "gridY" AS grid_y, "gridZ" AS grid_z,
-           "blockX" AS block_x, "blockY" AS block_y, "blockZ" AS block_z,
+    SELECT 'kernel' AS kind, coalesce({", ".join(names)}, {NO_NAME}) AS name_id, start, "end",
+           {_column(columns, table, "globalPid", "0::BIGINT")} AS pid, "deviceId" AS device,
+           "streamId" AS stream, "correlationId" AS correlation, {sizes},
            nullif({_column(columns, table, "graphNodeId")}, 0) AS graph_node
-    FROM export.{table} k LEFT JOIN export.StringIds s ON s.id = k.{name}
+    FROM export.{table}
     """
 
 
 def _copy_select(columns: Columns, table: str, kind: str) -> str:
-    direction = "''"
-    if kind == "memcpy" and "copyKind" in columns[table]:
-        cases = " ".join(f"WHEN {code} THEN ' {text}'" for code, text in COPY_KINDS.items())
-        direction = f"CASE \"copyKind\" {cases} ELSE '' END"
+    name = str(MEMSET_NAME)
+    if kind == "memcpy":
+        # Kinds without a name of their own share one.
+        code = _column(columns, table, "copyKind", "0")
+        name = f"{MEMCPY_NAME} - CASE WHEN {code} BETWEEN 0 AND 99 THEN {code} ELSE 0 END"
     return f"""
-    SELECT '{kind}' AS kind, '[{kind}' || {direction} || ']' AS name, start, "end",
+    SELECT '{kind}', {name}, start, "end",
            {_column(columns, table, "globalPid", "0::BIGINT")}, "deviceId", "streamId",
            "correlationId", NULL, NULL, NULL, NULL, NULL, NULL,
            nullif({_column(columns, table, "graphNodeId")}, 0)
@@ -118,14 +136,14 @@ def _build_launches(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     db.execute(
         f"""
         CREATE TABLE launch AS
-        SELECT {_pid(columns)} AS pid, "correlationId" AS correlation,
+        SELECT {pid_of_thread(columns)} AS pid, "correlationId" AS correlation,
                arg_min("globalTid", start) AS tid, min(start) AS start
         FROM export.{RUNTIME_TABLE} GROUP BY 1, 2
         """
     )
 
 
-def _build_nodes(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
+def build_nodes(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     """Table ``node``: for every graph node the creation of the node at the root of its clone
     chain."""
     table = next((t for t in NODE_TABLES if "graphNodeId" in columns.get(t, frozenset())), None)
@@ -136,7 +154,7 @@ def _build_nodes(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     db.execute(
         f"""
         CREATE TABLE node_event AS
-        SELECT {_pid(columns)} AS pid, "graphNodeId" AS node,
+        SELECT {pid_of_thread(columns)} AS pid, "graphNodeId" AS node,
                max(nullif({parent}, 0)) AS parent, arg_min("globalTid", start) AS tid,
                min(start) AS start
         FROM export.{table} GROUP BY 1, 2

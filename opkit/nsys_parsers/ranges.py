@@ -14,8 +14,12 @@ from dataclasses import dataclass
 
 import duckdb
 
+from opkit.nsys_parsers.export import Columns
+from opkit.nsys_parsers.kernels import THREAD_BITS
+from opkit.nsys_parsers.strings import clean_texts
+
 NVTX_TABLE = "NVTX_EVENTS"
-RANGE_EVENTS = (59, 60)  # push/pop range, start/end range
+RANGE_EVENTS = (59, 60, 70, 71)  # push/pop and start/end ranges, of NVTX and of NVTX text files
 STILL_OPEN = 2**62  # end of a range that the window cut off
 
 
@@ -40,6 +44,8 @@ _TRTLLM_STEP = re.compile(
 )
 # The same as one DuckDB expression, to select candidate rows before Python looks at distinct texts.
 STEP_SQL = r"execute_context_\d+\(\d+\)_generation_\d+\(\d+\)|_forward_step \d+: \d+ ctx reqs"
+# What torch.autograd.profiler.emit_nvtx appends to an operator's name: a number of its own.
+COUNTER_SQL = r", (?:seq|op_id) = \d+.*$"
 # Layerwise markers of vLLM, SGLang and TensorRT-LLM: {'Module': 'path', …}; the twin has 'Outputs'.
 MODULE_SQL = r"'Module': '([^']*)'"
 
@@ -56,28 +62,65 @@ def parse_step(text: str) -> StepLabel | None:
     return None
 
 
-def build(db: duckdb.DuckDBPyConnection, columns: dict[str, frozenset[str]]) -> None:
-    """Create table ``nvtx``: ``id, tid, pid, start, "end", text`` of every range with a text."""
+def load(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
+    """Create ``range(tid, end_tid, start, "end", text)``: every range with a text, texts in
+    ``label(id, text)``; ``text`` is the label's id. Needs table ``string``.
+
+    A text stands in the row itself or, registered, in ``StringIds``; both occur in one file.
+    """
     have = columns.get(NVTX_TABLE, frozenset())
     if not {"start", "end", "globalTid"} <= have:
+        db.execute("CREATE TABLE label (id BIGINT, text VARCHAR)")
         db.execute(
-            'CREATE TABLE nvtx (id BIGINT, tid BIGINT, pid BIGINT, start BIGINT, "end" BIGINT, '
-            "text VARCHAR)"
+            'CREATE TABLE range (tid BIGINT, end_tid BIGINT, start BIGINT, "end" BIGINT, '
+            "text BIGINT)"
         )
         return
-    text = "n.text" if "text" in have else "NULL"
-    registered = "textId" in have and "StringIds" in columns
-    join = 'LEFT JOIN export.StringIds s ON s.id = n."textId"' if registered else ""
-    value = f"coalesce({text}, s.value)" if registered else text
-    kinds = f'AND n."eventType" IN {RANGE_EVENTS}' if "eventType" in have else ""
+    inline = "encode(text)" if "text" in have else "NULL::BLOB"
+    registered = '"textId"' if "textId" in have else "NULL::BIGINT"
+    other = '"endGlobalTid"' if "endGlobalTid" in have else "NULL::BIGINT"
+    kinds = f'AND "eventType" IN {RANGE_EVENTS}' if "eventType" in have else ""
+    db.execute(
+        f"""
+        CREATE TABLE event AS
+        SELECT "globalTid" AS tid, {other} AS end_tid, start,
+               coalesce("end", {STILL_OPEN}) AS "end", {inline} AS raw, {registered} AS text_id
+        FROM export.{NVTX_TABLE} WHERE start IS NOT NULL AND "globalTid" IS NOT NULL {kinds}
+        """
+    )
+    clean_texts(db, "event")
+    db.execute(
+        """
+        CREATE TABLE label AS
+        SELECT row_number() OVER () AS id, text FROM (
+            SELECT text FROM event_text UNION
+            SELECT s.value FROM string s
+            WHERE s.id IN (SELECT DISTINCT text_id FROM event WHERE raw IS NULL))
+        """
+    )
+    db.execute(
+        """
+        CREATE TABLE range AS
+        WITH inline AS (SELECT t.raw, l.id FROM event_text t JOIN label l USING (text)),
+        registered AS (SELECT s.id AS text_id, l.id FROM string s JOIN label l ON l.text = s.value)
+        SELECT e.tid, e.end_tid, e.start, e."end", coalesce(i.id, r.id) AS text
+        FROM event e LEFT JOIN inline i ON i.raw = e.raw
+        LEFT JOIN registered r ON e.raw IS NULL AND r.text_id = e.text_id
+        WHERE coalesce(i.id, r.id) IS NOT NULL
+        """
+    )
+    db.execute("DROP TABLE event; DROP TABLE event_text")
+
+
+def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
+    """Create table ``nvtx``: ``id, tid, pid, start, "end", text`` of every range with a text."""
+    load(db, columns)
     db.execute(
         f"""
         CREATE TABLE nvtx AS
-        SELECT row_number() OVER (ORDER BY n.start, n."end" DESC) AS id, n."globalTid" AS tid,
-               n."globalTid" - (n."globalTid" & {0xFFFFFF}) AS pid, n.start,
-               coalesce(n."end", {STILL_OPEN}) AS "end", {value} AS text
-        FROM export.{NVTX_TABLE} n {join}
-        WHERE {value} IS NOT NULL {kinds}
+        SELECT row_number() OVER (ORDER BY r.start, r."end" DESC) AS id, r.tid,
+               r.tid - (r.tid & {THREAD_BITS}) AS pid, r.start, r."end", l.text
+        FROM range r JOIN label l ON l.id = r.text
         """
     )
 

@@ -192,7 +192,7 @@ def test_columns_and_tables_that_are_not_there(
 def test_an_export_without_names_is_refused(tmp_path: Path) -> None:
     made = Export()
     made.launch("k", 100, 1_000)
-    with pytest.raises(BadInput, match="cannot be read to its end"):
+    with pytest.raises(BadInput, match="holds no names"):
         read(made, tmp_path, "name", ("StringIds",))
 
 

@@ -16,7 +16,8 @@ from made_export import make_export
 
 from opkit.errors import BadInput, OpkitError, ToolMissing
 from opkit.nsys_parsers.tool import find_nsys
-from opkit.nsys_parsers.trace import KernelCounts, Trace, manifest_dict, open_trace
+from opkit.nsys_parsers.export import manifest_dict
+from opkit.nsys_parsers.trace import KernelCounts, Trace, open_trace
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 
@@ -193,7 +194,7 @@ def test_an_export_is_only_read_and_scratch_is_removed(tmp_path: Path) -> None:
     path = make_export(tmp_path / "it's made.sqlite")  # a quote in the path is no SQL
     before = path.read_bytes()
     with open_trace(path) as trace:
-        scratch = Path(trace._scratch.name)
+        scratch = Path(trace._export.scratch)
         assert scratch.is_dir()
     assert not scratch.exists()
     assert path.read_bytes() == before

@@ -1,0 +1,86 @@
+"""Which range was open when: nested ranges of many threads, answered for millions of moments.
+
+Columns in, columns out; no loop over ranges or moments. The method rests on one fact: of the ranges
+sorted by start, those that contain a moment are found by going from the last one begun before it to
+the nearest earlier one that ends later, and so on. ("Previous greater element", found here by
+pointer jumping: JáJá, An Introduction to Parallel Algorithms, 1992, 2.2.) It needs no proper
+nesting, so start/end ranges that cross others are no special case.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+NOWHERE = -1
+
+
+class Stacks:
+    """Ranges grouped by a key (a thread, or a process), to be asked which one is innermost.
+
+    Attributes:
+        parent: for each range, as given, the nearest range of its key that contains it; -1 if none.
+    """
+
+    def __init__(self, keys: Int64, start: Int64, end: Int64) -> None:
+        """Ranges in any order; all arrays of shape (ranges,), times in ns, ends included."""
+        self._order = np.lexsort((-end, start, keys))
+        self._start, self._end = start[self._order], end[self._order]
+        sorted_keys = keys[self._order]
+        self._keys, self._first = np.unique(sorted_keys, return_index=True)
+        self._last = np.append(self._first, len(keys))[1:]
+        self._up = self._containing(sorted_keys)
+        self.parent = np.full(len(keys), NOWHERE, np.int64)
+        has = self._up >= 0
+        self.parent[self._order[has]] = self._order[self._up[has]]
+
+    def _containing(self, keys: Int64) -> Int64:
+        """For each sorted range the nearest earlier one of its key that ends no earlier."""
+        up = np.arange(-1, len(keys) - 1)
+        up[self._first] = NOWHERE
+        pending = np.flatnonzero(up >= 0)
+        while len(pending):
+            pending = pending[self._end[up[pending]] < self._end[pending]]
+            # All between a range and its pointer end before it, so the pointer's own is next.
+            up[pending] = up[up[pending]]
+            pending = pending[up[pending] >= 0]
+        return up
+
+    def innermost(self, keys: Int64, moments: Int64) -> Int64:
+        """The innermost range of ``keys[i]`` that is open at ``moments[i]``; -1 where none is."""
+        found = np.full(len(moments), NOWHERE, np.int64)
+        for key, first, last in zip(self._keys, self._first, self._last, strict=True):
+            asked = np.flatnonzero(keys == key)
+            if not len(asked):
+                continue
+            at = moments[asked]
+            place = np.searchsorted(self._start[first:last], at, side="right") - 1 + first
+            place[place < first] = NOWHERE
+            open_too_short = np.flatnonzero(place >= 0)
+            while len(open_too_short):
+                held = self._end[place[open_too_short]] < at[open_too_short]
+                open_too_short = open_too_short[held]
+                place[open_too_short] = self._up[place[open_too_short]]
+                open_too_short = open_too_short[place[open_too_short] >= 0]
+            inside = place >= 0
+            found[asked[inside]] = self._order[place[inside]]
+        return found
+
+    def has(self, keys: Int64) -> npt.NDArray[np.bool_]:
+        """Whether each key owns any range."""
+        return np.isin(keys, self._keys)
+
+
+def depths(parent: Int64) -> Int64:
+    """How many ranges contain each one; 0 for the outermost."""
+    depth = (parent >= 0).astype(np.int64)
+    above = parent.copy()
+    while True:
+        climbing = np.flatnonzero(above >= 0)
+        if not len(climbing):
+            return depth
+        # Read before written: both halves of a step look at the state before it.
+        reached = above[climbing]
+        depth[climbing] += depth[reached]
+        above[climbing] = above[reached]
