@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -15,8 +15,15 @@ PathType = click.Path(path_type=Path)
 
 def show(text: str) -> None:
     """Print a result. A reader who has gone, as in `| head`, changes no exit code."""
+    show_parts([text])
+
+
+def show_parts(parts: Iterable[str]) -> None:
+    """Print a long result as it is made; stop making it when its reader has gone."""
     try:
-        print(text, end="", flush=True)
+        for part in parts:
+            sys.stdout.write(part)
+        sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes stdout once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

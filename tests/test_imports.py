@@ -20,7 +20,7 @@ ALLOWED = {
     "cli": {"align", "collect", "reports", "layers", "nsys_parsers"},
     "__main__": {"cli"},
     # Results and ledger entries are plain data of align.
-    "reports": {"align", "collect", "layers"},
+    "reports": {"align", "collect", "layers", "nsys_parsers"},
     "collect": {"align", "layers", "nsys_parsers"},
     "align": {"layers", "nsys_parsers"},
     "layers": set(),
@@ -30,6 +30,8 @@ ALLOWED = {
 }
 # Of align, reports and collect may read only this: what an alignment found, as plain data, and the
 # policy that it was judged by.
+# Of nsys_parsers reports read only what a question's answer is.
+ANSWERS = "opkit.nsys_parsers.views"
 PLAIN_DATA = (
     "opkit.align.result",
     "opkit.align.result_json",
@@ -44,7 +46,8 @@ def part_of(name: str) -> str:
     if name == "opkit":
         return "__init__"
     part = name.removeprefix("opkit.").removesuffix(".py").replace("/", ".").split(".")[0]
-    for suffix in ("_collect", "_comm", "_output"):  # the files of the command line
+    # The files of the command line.
+    for suffix in ("_align", "_collect", "_comm", "_output", "_trace"):
         part = part.removesuffix(suffix)
     return part
 
@@ -96,6 +99,8 @@ def breaches(module: str, tree: ast.AST) -> list[str]:
             wrong.append(f"{module} imports {name}")
         if part in ("reports", "collect") and other == "align" and name not in PLAIN_DATA:
             wrong.append(f"{module} imports {name}, which is no plain data")
+        if part == "reports" and other == "nsys_parsers" and not name.startswith(ANSWERS):
+            wrong.append(f"{module} imports {name}, which is no answer")
     return wrong
 
 

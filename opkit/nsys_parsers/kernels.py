@@ -89,7 +89,7 @@ def activities(columns: Columns) -> str:
     Columns: ``kind, name_id, start, "end", pid, device, stream, correlation, grid_x … block_z,
     graph_node``; the grid of a copy is null.
     """
-    selects = [_kernel_select(columns)]
+    selects = [kernel_select(columns)]
     for table, kind in (("MEMCPY", "memcpy"), ("MEMSET", "memset")):
         name = f"CUPTI_ACTIVITY_KIND_{table}"
         if name in columns:
@@ -97,7 +97,7 @@ def activities(columns: Columns) -> str:
     return " UNION ALL ".join(selects)
 
 
-def _kernel_select(columns: Columns) -> str:
+def kernel_select(columns: Columns) -> str:
     table = KERNEL_TABLE
     names = [_column(columns, table, f"{kind}Name") for kind in ("demangled", "short")]
     sizes = ", ".join(

@@ -6,6 +6,7 @@ disk beyond its memory; ranges are held in memory, about 100 bytes each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -64,7 +65,16 @@ FROM module_range r JOIN label l ON l.id = r.text
 """
 
 
-def parse(export: Export, folder: Path, options: Options, memory: str) -> None:
+Tell = Callable[[str, float], None]
+
+
+def silent(_what: str, _done: float) -> None:
+    """Tell nobody."""
+
+
+def parse(
+    export: Export, folder: Path, options: Options, memory: str, tell: Tell = silent
+) -> None:
     """Parse ``export`` into parquet files in ``folder``.
 
     ``kernel`` has one row a kernel, copy or fill; its ``name_id``, ``path``, ``step`` and ``range``
@@ -73,22 +83,27 @@ def parse(export: Export, folder: Path, options: Options, memory: str) -> None:
     Raises:
         BadInput: a table cannot be read to its end, or the step pattern is no expression.
     """
-    columns = export.columns
+    columns, name = export.columns, export.facts.path.name
     db = connect(export.scratch, memory)
     try:
         attach(db, export)
+        tell(f"{name}: NVTX ranges", 0.02)
         load_strings(db, columns)
         ranges.load(db, columns)
         try:
             attribution = Attribution(db, options.step_pattern, options.other_threads)
         except duckdb.InvalidInputException as error:
             raise BadInput(f"{options.step_pattern!r} is no regular expression") from error
+        tell(f"{name}: API calls", 0.15)
         _place_launches(db, columns, attribution)
+        tell(f"{name}: graph nodes", 0.4)
         _place_nodes(db, columns, attribution)
+        tell(f"{name}: kernels", 0.45)
         sizes = ", ".join(f"a.{size}::INTEGER AS {size}" for size in kernels.SIZES)
         activities = kernels.activities(columns)
         kernel = _KERNEL.format(sizes=sizes, activities=activities, node=int(Via.NODE))
         _save(db, kernel, folder, "kernel")
+        tell(f"{name}: names and ranges", 0.97)
         made = quoted(folder / "kernel.parquet")
         _save(db, _NAME.format(name=kernels.NAME_SQL, kernels=made), folder, "name")
         _save(db, _STEP.format(pid=kernels.pid_of_thread(columns, "s.tid")), folder, "step")

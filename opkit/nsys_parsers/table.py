@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ import duckdb
 from opkit.nsys_parsers import cache, ranks
 from opkit.nsys_parsers.export import MEMORY_LIMIT, TraceFacts, connect, open_export, quoted
 from opkit.nsys_parsers.names import load_families, parse_name
-from opkit.nsys_parsers.parse import Options, parse
+from opkit.nsys_parsers.parse import Options, Tell, parse, silent
 from opkit.nsys_parsers.ranges import parse_step
 from opkit.nsys_parsers.strings import write_texts
 
@@ -34,6 +34,7 @@ class Reading:
         use_cache: keep parsed tables beside the exports, and use those that are there.
         families: a user's table of kernel families, read before the built-in one.
         partial: the files need not be all ranks of a run.
+        tell: is told what is read, and how much of that file is done, 0 to 1.
     """
 
     options: Options = field(default_factory=Options)
@@ -41,6 +42,11 @@ class Reading:
     use_cache: bool = True
     families: Path | None = None
     partial: bool = False
+    tell: Tell = silent
+
+    def told(self, tell: Tell) -> Reading:
+        """The same, telling ``tell``."""
+        return replace(self, tell=tell)
 
 
 @dataclass
@@ -51,7 +57,7 @@ class KernelTable:
     grid_x … block_z, graph_node, launch_start, launch_tid, node_start, node_tid, step, step_via,
     range, path_id, via``; ``name(id, name, short, family, glue)``; ``path(id, path, module)``;
     ``step(file, rank, id, tid, start, "end", label, context_requests, context_tokens,
-    generation_requests, generation_tokens)``, ids counted within a file from its first step;
+    generation_requests, generation_tokens, number)``, numbers counted in each rank from its first;
     ``range(file, rank, id, tid, start, "end", text, path_id)``.
 
     Attributes:
@@ -118,8 +124,9 @@ def _parsed(path: Path, aside: Path, reading: Reading) -> tuple[Path, TraceFacts
     """The folder with this file's parsed table: from its cache, made there, or made ``aside``."""
 
     def fill(folder: Path) -> TraceFacts:
+        reading.tell(f"{path.name}: opening", 0.0)
         with open_export(path) as export:
-            parse(export, folder, reading.options, reading.memory)
+            parse(export, folder, reading.options, reading.memory, reading.tell)
             return export.facts
 
     if reading.use_cache and path.is_file():
@@ -244,7 +251,8 @@ def _steps(db: duckdb.DuckDBPyConnection) -> None:
     if rows:
         db.executemany("INSERT INTO step_label VALUES (?, ?, ?, ?, ?)", rows)
     db.execute(
-        "CREATE TABLE step AS SELECT l.*, s.* EXCLUDE (label) "
+        "CREATE TABLE step AS SELECT l.*, s.* EXCLUDE (label), "
+        "row_number() OVER (PARTITION BY l.file, l.rank ORDER BY l.start, l.id) - 1 AS number "
         "FROM labelled l LEFT JOIN step_label s USING (label)"
     )
     db.execute("DROP TABLE labelled; DROP TABLE step_label")
