@@ -128,11 +128,19 @@ def _summed(export: Export, memory: str) -> dict[str, Any]:
             FROM ({kernels.kernel_select(export.columns)})
             """
         )
+        # Two ids may hold one text, so ids are mapped to the first of their text; grouping by
+        # numbers takes half the time of grouping by texts.
         cursor = db.execute(
             f"""
-            WITH named AS (SELECT {kernels.NAME_SQL} AS name, a.ns, a.graph_node IS NOT NULL AS
-                           in_graph FROM k a LEFT JOIN string s ON s.id = a.name_id)
-            SELECT name, {STATISTICS} FROM named GROUP BY 1 ORDER BY total_ns DESC, calls, name
+            WITH used AS (SELECT DISTINCT name_id FROM k),
+            named AS (SELECT a.name_id, {kernels.NAME_SQL} AS name
+                      FROM used a LEFT JOIN string s ON s.id = a.name_id),
+            first AS (SELECT name_id, name, min(name_id) OVER (PARTITION BY name) AS id FROM named),
+            summed AS (SELECT f.id, {STATISTICS}
+                       FROM (SELECT name_id, ns, graph_node IS NOT NULL AS in_graph FROM k) k
+                       JOIN first f USING (name_id) GROUP BY 1)
+            SELECT n.name, s.* EXCLUDE (id) FROM summed s JOIN named n ON n.name_id = s.id
+            ORDER BY total_ns DESC, calls, name
             """
         )
         columns = [column[0] for column in cursor.description]

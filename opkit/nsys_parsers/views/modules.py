@@ -18,14 +18,23 @@ def modules_view(
     """
     name = "regexp_replace(a.path, '\\d+', '*', 'g')" if fold else "a.path"
     limit = f"WHERE parts <= {depth}" if depth is not None else ""
+    # Executions of one path in one step are many: everything below works on a small table.
+    table.db.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE placed AS
+        SELECT path_id, via, file, step, count(*) AS calls, sum("end" - start)::BIGINT AS ns
+        FROM kernel k WHERE {selection.where(table)} GROUP BY 1, 2, 3, 4
+        """
+    )
     sql = f"""
         WITH own AS (
-            SELECT path_id, count(*) AS calls, sum("end" - start)::BIGINT AS ns,
-                   count(*) FILTER (via = {int(Via.THREAD)}) AS by_thread,
-                   count(*) FILTER (via = {int(Via.NODE)}) AS by_node,
-                   count(*) FILTER (via = {int(Via.TIME)}) AS by_time,
-                   count(DISTINCT (file, step)) AS steps
-            FROM kernel k WHERE {selection.where(table)} GROUP BY 1),
+            SELECT path_id, sum(calls)::BIGINT AS calls, sum(ns)::BIGINT AS ns,
+                   sum(calls) FILTER (via = {int(Via.THREAD)}) AS by_thread,
+                   sum(calls) FILTER (via = {int(Via.NODE)}) AS by_node,
+                   sum(calls) FILTER (via = {int(Via.TIME)}) AS by_time
+            FROM placed GROUP BY 1),
+        stepped AS (SELECT path_id, count(*) AS steps FROM (
+            SELECT DISTINCT path_id, file, step FROM placed WHERE step IS NOT NULL) GROUP BY 1),
         pieces AS (
             SELECT id, path, regexp_extract_all(path, '[^./]+[./]*') AS pieces FROM path
             WHERE id IN (SELECT path_id FROM own)),
@@ -45,30 +54,27 @@ def modules_view(
             SELECT c.path, sum(o.ns)::BIGINT AS total_ns, sum(o.calls)::BIGINT AS calls,
                    coalesce(sum(o.ns) FILTER (c.itself), 0)::BIGINT AS self_ns,
                    coalesce(sum(o.calls) FILTER (c.itself), 0)::BIGINT AS self_calls,
-                   max(o.steps) AS steps, sum(o.by_thread)::BIGINT AS by_thread,
-                   sum(o.by_node)::BIGINT AS by_node, sum(o.by_time)::BIGINT AS by_time,
+                   coalesce(max(t.steps), 0) AS steps,
+                   coalesce(sum(o.by_thread), 0)::BIGINT AS by_thread,
+                   coalesce(sum(o.by_node), 0)::BIGINT AS by_node,
+                   coalesce(sum(o.by_time), 0)::BIGINT AS by_time,
                    len(regexp_extract_all(c.path, '[^./]+')) AS parts
-            FROM counted c JOIN own o ON o.path_id = c.id GROUP BY 1)
+            FROM counted c JOIN own o ON o.path_id = c.id
+            LEFT JOIN stepped t ON t.path_id = c.id GROUP BY 1)
         SELECT path, total_ns / greatest((SELECT sum(ns) FROM own), 1) AS share,
                * EXCLUDE (path, parts) FROM summed {limit} ORDER BY total_ns DESC, path"""
-    where = selection.where(table)
-    total, total_ns, none, none_ns, *ways = table.rows(
-        f"""
-        SELECT count(*), coalesce(sum("end" - start), 0)::BIGINT, count(*) FILTER (via = 0),
-               coalesce(sum("end" - start) FILTER (via = 0), 0)::BIGINT,
-               {
-            ", ".join(
-                f'coalesce(sum("end" - start) FILTER (via = {int(via)}), 0)::BIGINT'
-                for via in (Via.THREAD, Via.NODE, Via.TIME)
-            )
-        }
-        FROM kernel k WHERE {where}
-        """
-    )[0]
+    found = {
+        via: (int(calls), int(ns))
+        for via, calls, ns in table.rows("SELECT via, sum(calls), sum(ns) FROM placed GROUP BY 1")
+    }
+    none, none_ns = found.get(Via.NONE, (0, 0))
     about = {
-        "executions": total,
-        "total_ns": total_ns,
+        "executions": sum(calls for calls, _ in found.values()),
+        "total_ns": sum(ns for _, ns in found.values()),
         "unattributed": {"executions": none, "ns": none_ns},
-        "attributed_ns": dict(zip(("thread", "graph_node", "time"), ways, strict=True)),
+        "attributed_ns": {
+            word: found.get(via, (0, 0))[1]
+            for word, via in (("thread", Via.THREAD), ("graph_node", Via.NODE), ("time", Via.TIME))
+        },
     }
     return View("modules", sql, about)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from opkit.nsys_parsers.attribution import Via
 from opkit.nsys_parsers.export import TraceFacts
 from opkit.nsys_parsers.ranks import Rank
@@ -141,8 +143,8 @@ def _totals(table: KernelTable) -> dict[str, Any]:
         """
         SELECT count(*) FILTER (kind = 'kernel'), count(*) FILTER (kind <> 'kernel'),
                sum("end" - start)::BIGINT, max("end") - min(start),
-               count(DISTINCT name_id) FILTER (kind = 'kernel'),
-               count(DISTINCT (file, pid, device, stream)),
+               (SELECT count(*) FROM (SELECT DISTINCT name_id FROM kernel WHERE kind = 'kernel')),
+               (SELECT count(*) FROM (SELECT DISTINCT file, pid, device, stream FROM kernel)),
                count(*) FILTER (graph_node IS NOT NULL), count(*) FILTER (launch_start IS NULL),
                count(*) FILTER (graph_node IS NOT NULL AND node_start IS NULL)
         FROM kernel
@@ -153,16 +155,19 @@ def _totals(table: KernelTable) -> dict[str, Any]:
 
 def _busy(table: KernelTable) -> int:
     """Union of the executions' intervals, per process and device."""
-    return _count(
-        table,
-        """
-        SELECT coalesce(sum(greatest("end" - greatest(start, coalesce(before, start)), 0)), 0)
-               ::BIGINT
-        FROM (SELECT start, "end", max("end") OVER (
-                PARTITION BY file, pid, device ORDER BY start, "end"
-                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM kernel)
-        """,
-    )
+    busy = 0
+    for file, pid, device in table.rows("SELECT DISTINCT file, pid, device FROM kernel"):
+        found = table.db.execute(
+            'SELECT start, "end" FROM kernel WHERE file = ? AND pid = ? '
+            "AND device IS NOT DISTINCT FROM ?",
+            [file, pid, device],
+        ).fetchnumpy()
+        start, end = np.asarray(found["start"]), np.asarray(found["end"])
+        order = np.argsort(start, kind="stable")
+        start, latest = start[order], np.maximum.accumulate(end[order])
+        before = np.append(start[:1], latest[:-1])
+        busy += int(np.maximum(latest - np.maximum(start, before), 0).sum())
+    return busy
 
 
 def _attributed(table: KernelTable, column: str) -> Attributed:
