@@ -17,11 +17,8 @@ from rich.console import Console
 
 from opkit.cli_output import PathType, show, show_parts, shown
 from opkit.errors import EXIT_FAIL, EXIT_PASS
-from opkit.nsys_parsers.export import MEMORY_LIMIT
-from opkit.nsys_parsers.keep import Keep
-from opkit.nsys_parsers.parse import Options
-from opkit.nsys_parsers.slim import slim
-from opkit.nsys_parsers.table import KernelTable, Reading, open_table
+from opkit.nsys_parsers.reading import MEMORY_LIMIT, Options, Reading
+from opkit.nsys_parsers.table import KernelTable, open_table
 from opkit.nsys_parsers.views.diff import diff
 from opkit.nsys_parsers.views.kernels import LEVELS, kernels_view, quick
 from opkit.nsys_parsers.views.modules import modules_view
@@ -297,6 +294,9 @@ def trace_slim(
     source: Path, target: Path, modules: str | None, steps: int | None, iterations: int | None
 ) -> None:
     """Copy what alignment needs of IN to OUT (.sqlite or .sqlite.gz); drop and scrub the rest."""
+    from opkit.nsys_parsers.keep import Keep
+    from opkit.nsys_parsers.slim import slim
+
     report = slim(source, target, keep=Keep(modules=modules, steps=steps, iterations=iterations))
     kept = sum(after for _, after in report.rows.values())
     show(

@@ -8,7 +8,6 @@ the enclosing ranges, joined by ``/``.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 import duckdb
@@ -16,21 +15,13 @@ import numpy as np
 
 from opkit.nsys_parsers.kernels import THREAD_BITS
 from opkit.nsys_parsers.ranges import COUNTER_SQL, MODULE_SQL, STEP_SQL
-from opkit.nsys_parsers.stacks import NOWHERE, Int64, Stacks, depths
-from opkit.nsys_parsers.strings import Array, write, write_texts
+from opkit.nsys_parsers.reading import Via
+from opkit.nsys_parsers.stacks import NOWHERE, Array, Int64, Stacks, depths, write
+from opkit.nsys_parsers.strings import write_texts
 
 # Ranges nested deeper share the path of the one at this depth; deeper stacks are damaged files.
 MAX_DEPTH = 64
 NO_PATH = 0
-
-
-class Via(enum.IntEnum):
-    """How a kernel's step or module was found."""
-
-    NONE = 0
-    THREAD = 1  # a range of the launching thread, open at the launch
-    NODE = 2  # a range open when the graph node was created
-    TIME = 3  # a range of another thread of the process, open at the launch
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from urllib.parse import quote
 import duckdb
 
 from opkit.errors import BadInput, ToolMissing
+from opkit.nsys_parsers.reading import MEMORY_LIMIT
 from opkit.nsys_parsers.tool import export_sqlite
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -30,8 +31,6 @@ GZIP_MAGIC = b"\x1f\x8b"
 MANIFEST_TABLE = "OPKIT_MANIFEST"
 KERNEL_TABLE = "CUPTI_ACTIVITY_KIND_KERNEL"
 GRAPH_TABLE = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
-# DuckDB's share of memory before it spills to disk; what else a process needs comes on top.
-MEMORY_LIMIT = "1GB"
 
 Columns = dict[str, frozenset[str]]
 

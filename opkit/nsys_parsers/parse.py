@@ -6,8 +6,7 @@ disk beyond its memory; ranges are held in memory, about 100 bytes each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import duckdb
@@ -15,27 +14,14 @@ import numpy as np
 
 from opkit.errors import BadInput
 from opkit.nsys_parsers import kernels, ranges
-from opkit.nsys_parsers.attribution import Attribution, Placed, Via
+from opkit.nsys_parsers.attribution import Attribution, Placed
 from opkit.nsys_parsers.export import Columns, Export, attach, connect, quoted, unreadable
 from opkit.nsys_parsers.kernels import RUNTIME_TABLE
-from opkit.nsys_parsers.strings import Array, load_strings, write
+from opkit.nsys_parsers.reading import PARQUET, Options, Tell, Via, silent
+from opkit.nsys_parsers.stacks import Array, write
+from opkit.nsys_parsers.strings import load_strings
 
 CHUNK = 4_000_000  # API calls placed at a time: 130 MB of arrays
-# Version 2 of the format stores differences: half the time and a third of the size of version 1.
-PARQUET = "FORMAT parquet, COMPRESSION lz4_raw, PARQUET_VERSION v2"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What changes the table, so that each combination is cached on its own.
-
-    Attributes:
-        step_pattern: regular expression (RE2) of ranges that are steps; empty: known engines'.
-        other_threads: give unlabelled threads what other threads had open.
-    """
-
-    step_pattern: str = ""
-    other_threads: bool = True
 
 
 _KERNEL = """
@@ -65,16 +51,7 @@ FROM module_range r JOIN label l ON l.id = r.text
 """
 
 
-Tell = Callable[[str, float], None]
-
-
-def silent(_what: str, _done: float) -> None:
-    """Tell nobody."""
-
-
-def parse(
-    export: Export, folder: Path, options: Options, memory: str, tell: Tell = silent
-) -> None:
+def parse(export: Export, folder: Path, options: Options, memory: str, tell: Tell = silent) -> None:
     """Parse ``export`` into parquet files in ``folder``.
 
     ``kernel`` has one row a kernel, copy or fill; its ``name_id``, ``path``, ``step`` and ``range``

@@ -9,10 +9,14 @@ nesting, so start/end ranges that cross others are no special case.
 
 from __future__ import annotations
 
+from typing import Any
+
+import duckdb
 import numpy as np
 import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
 NOWHERE = -1
 
 
@@ -84,3 +88,25 @@ def depths(parent: Int64) -> Int64:
         reached = above[climbing]
         depth[climbing] += depth[reached]
         above[climbing] = above[reached]
+
+
+def write(
+    db: duckdb.DuckDBPyConnection, table: str, columns: dict[str, Array], into: bool = False
+) -> None:
+    """Create ``table`` from columns of whole numbers of one length, or append to it.
+
+    Types follow the arrays: 64, 32 or 8 bits.
+    """
+    names = ", ".join(
+        f'"{name}"::{_SQL_TYPES[column.dtype.itemsize]} AS "{name}"'
+        for name, column in columns.items()
+    )
+    db.register("given_columns", {k: np.ascontiguousarray(v) for k, v in columns.items()})
+    db.execute(
+        f"{f'INSERT INTO {table} BY NAME' if into else f'CREATE TABLE {table} AS'} "
+        f"SELECT {names} FROM given_columns"
+    )
+    db.unregister("given_columns")
+
+
+_SQL_TYPES = {8: "BIGINT", 4: "INTEGER", 1: "TINYINT"}

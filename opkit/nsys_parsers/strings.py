@@ -9,15 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import duckdb
-import numpy as np
-import numpy.typing as npt
 
 from opkit.nsys_parsers.export import Columns
-
-Array = npt.NDArray[Any]
 
 
 def load_strings(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
@@ -63,25 +58,3 @@ def write_texts(
         f"CREATE TABLE {table} AS SELECT unnest(from_json(?, '[\"BIGINT\"]')) AS id, {names}",
         [json.dumps(list(values)) for values in (ids, *texts.values())],
     )
-
-
-def write(
-    db: duckdb.DuckDBPyConnection, table: str, columns: dict[str, Array], into: bool = False
-) -> None:
-    """Create ``table`` from columns of whole numbers of one length, or append to it.
-
-    Types follow the arrays: 64, 32 or 8 bits.
-    """
-    names = ", ".join(
-        f'"{name}"::{_SQL_TYPES[column.dtype.itemsize]} AS "{name}"'
-        for name, column in columns.items()
-    )
-    db.register("given_columns", {k: np.ascontiguousarray(v) for k, v in columns.items()})
-    db.execute(
-        f"{f'INSERT INTO {table} BY NAME' if into else f'CREATE TABLE {table} AS'} "
-        f"SELECT {names} FROM given_columns"
-    )
-    db.unregister("given_columns")
-
-
-_SQL_TYPES = {8: "BIGINT", 4: "INTEGER", 1: "TINYINT"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,36 +17,11 @@ from typing import Any
 import duckdb
 
 from opkit.nsys_parsers import cache, ranks
-from opkit.nsys_parsers.export import MEMORY_LIMIT, TraceFacts, connect, open_export, quoted
+from opkit.nsys_parsers.export import TraceFacts, connect, open_export, quoted
 from opkit.nsys_parsers.names import load_families, parse_name
-from opkit.nsys_parsers.parse import Options, Tell, parse, silent
 from opkit.nsys_parsers.ranges import parse_step
+from opkit.nsys_parsers.reading import Reading
 from opkit.nsys_parsers.strings import write_texts
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How traces are read.
-
-    Attributes:
-        options: what the parsed table depends on.
-        memory: DuckDB's limit before it spills to disk.
-        use_cache: keep parsed tables beside the exports, and use those that are there.
-        families: a user's table of kernel families, read before the built-in one.
-        partial: the files need not be all ranks of a run.
-        tell: is told what is read, and how much of that file is done, 0 to 1.
-    """
-
-    options: Options = field(default_factory=Options)
-    memory: str = MEMORY_LIMIT
-    use_cache: bool = True
-    families: Path | None = None
-    partial: bool = False
-    tell: Tell = silent
-
-    def told(self, tell: Tell) -> Reading:
-        """The same, telling ``tell``."""
-        return replace(self, tell=tell)
 
 
 @dataclass
@@ -124,6 +99,9 @@ def _parsed(path: Path, aside: Path, reading: Reading) -> tuple[Path, TraceFacts
     """The folder with this file's parsed table: from its cache, made there, or made ``aside``."""
 
     def fill(folder: Path) -> TraceFacts:
+        # Imported when needed: numpy takes longer to import than a cached table to answer.
+        from opkit.nsys_parsers.parse import parse
+
         reading.tell(f"{path.name}: opening", 0.0)
         with open_export(path) as export:
             parse(export, folder, reading.options, reading.memory, reading.tell)
@@ -145,54 +123,52 @@ def _views(
     found: Sequence[ranks.Rank],
     families: Path | None,
 ) -> None:
-    db.execute("CREATE TABLE rank_of (file INTEGER, pid BIGINT, rank INTEGER)")
-    db.executemany("INSERT INTO rank_of VALUES (?, ?, ?)", [(r.file, r.pid, r.rank) for r in found])
     _names(db, folders, families)
-    _paths(db, folders)
-    times = ("start", '"end"', "launch_start", "node_start")
-    moved = ", ".join(f"{t} + {{shift}} AS {t}" for t in times)
-    kernels = _union(
-        folders, shifts, "kernel",
-        f"""SELECT {{file}} AS file, r.rank, k.* EXCLUDE (name_id, path, {", ".join(times)}),
-        {moved}, n.merged AS name_id,
-        p.merged AS path_id
-        FROM {{source}} k
-        LEFT JOIN rank_of r ON r.file = {{file}} AND r.pid = k.pid
-        JOIN name_of n ON n.file = {{file}} AND n.id = k.name_id
-        JOIN path_of p ON p.file = {{file}} AND p.id = k.path""",
-    )  # fmt: skip
-    db.execute(f"CREATE VIEW kernel AS {kernels}")
-    in_file = 'tid, start + {shift} AS start, "end" + {shift} AS "end"'
-    ranges = _union(
-        folders, shifts, "range",
-        f"""SELECT {{file}} AS file, r.rank, k.id, {in_file}, k.text, p.merged AS path_id
-        FROM {{source}} k LEFT JOIN rank_of r ON r.file = {{file}} AND r.pid = k.pid
-        JOIN path_of p ON p.file = {{file}} AND p.id = k.path""",
-    )  # fmt: skip
-    db.execute(f"CREATE VIEW range AS {ranges}")
-    steps = _union(
-        folders, shifts, "step",
-        f"""SELECT {{file}} AS file, r.rank, k.id, {in_file}, k.label
-        FROM {{source}} k LEFT JOIN rank_of r ON r.file = {{file}} AND r.pid = k.pid""",
-    )  # fmt: skip
-    db.execute(f"CREATE TABLE labelled AS {steps}")
+    _merge(db, folders, "path", ("path", "module"))
+    selects: dict[str, list[str]] = {"kernel": [], "range": [], "step": []}
+    for file, (folder, shift) in enumerate(zip(folders, shifts, strict=True)):
+        own = [r for r in found if r.file == file]
+        # Ids are spelled out and joins left away where one file needs none: each join of millions
+        # of rows is a tenth of an answer.
+        which = " ".join(f"WHEN {r.pid} THEN {r.rank}" for r in own)
+        about = f"{file} AS file, (CASE k.pid {which} END)::INTEGER AS rank"
+        merged = len(folders) > 1
+        name = _translated("name", file, "k.name_id") if merged else ""
+        path = _translated("path", file, "k.path") if merged else ""
+        path_id = f"{'path_of.merged' if merged else 'k.path'} AS path_id"
+        times = ("start", '"end"', "launch_start", "node_start")
+        selects["kernel"].append(
+            f"""SELECT {about}, k.* EXCLUDE (name_id, path, {", ".join(times)}),
+            {", ".join(f"k.{t} + {shift} AS {t}" for t in times)},
+            {"name_of.merged" if merged else "k.name_id"} AS name_id, {path_id}
+            FROM {_source(folder, "kernel")} k {name} {path}"""
+        )
+        inside = f'k.tid, k.start + {shift} AS start, k."end" + {shift} AS "end"'
+        selects["range"].append(
+            f"""SELECT {about}, k.id, {inside}, k.text, {path_id}
+            FROM {_source(folder, "range")} k {path}"""
+        )
+        selects["step"].append(
+            f"SELECT {about}, k.id, {inside}, k.label FROM {_source(folder, 'step')} k"
+        )
+    db.execute(f"CREATE VIEW kernel AS {' UNION ALL '.join(selects['kernel'])}")
+    db.execute(f"CREATE VIEW range AS {' UNION ALL '.join(selects['range'])}")
+    db.execute(f"CREATE TABLE labelled AS {' UNION ALL '.join(selects['step'])}")
     _steps(db)
 
 
-def _union(folders: Sequence[Path], shifts: Sequence[int], name: str, select: str) -> str:
-    """One select over the same parquet file of every folder."""
-    return " UNION ALL ".join(
-        select.format(
-            file=file, shift=shift, source=f"read_parquet('{quoted(folder / f'{name}.parquet')}')"
-        )
-        for file, (folder, shift) in enumerate(zip(folders, shifts, strict=True))
-    )
+def _translated(name: str, file: int, key: str) -> str:
+    return f"JOIN {name}_of ON {name}_of.file = {file} AND {name}_of.id = {key}"
+
+
+def _source(folder: Path, name: str) -> str:
+    return f"read_parquet('{quoted(folder / f'{name}.parquet')}')"
 
 
 def _names(db: duckdb.DuckDBPyConnection, folders: Sequence[Path], families: Path | None) -> None:
-    """Tables ``name`` and ``name_of``: one id for one demangled name, whichever file it is in."""
+    """Table ``name``: demangled, short, family."""
     _merge(db, folders, "name", ("name",))
-    rows = db.execute("SELECT id, name FROM name_merged ORDER BY id").fetchall()
+    rows = db.execute("SELECT id, name FROM name ORDER BY id").fetchall()
     table = load_families(families)
     parsed = [parse_name(name, table) for _, name in rows]
     write_texts(
@@ -201,34 +177,34 @@ def _names(db: duckdb.DuckDBPyConnection, folders: Sequence[Path], families: Pat
         glue=["1" if p.glue else "" for p in parsed],
     )  # fmt: skip
     db.execute(
-        "CREATE TABLE name AS SELECT id, m.name, p.short, p.family, p.glue = '1' AS glue "
-        "FROM name_merged m JOIN name_parsed p USING (id)"
+        "CREATE OR REPLACE TABLE name AS "
+        "SELECT id, n.name, p.short, p.family, p.glue = '1' AS glue FROM name n JOIN name_parsed p USING (id)"
     )
-    db.execute("DROP TABLE name_merged; DROP TABLE name_parsed")
-
-
-def _paths(db: duckdb.DuckDBPyConnection, folders: Sequence[Path]) -> None:
-    """Tables ``path`` and ``path_of``; the empty path has id 0."""
-    _merge(db, folders, "path", ("path", "module"))
-    db.execute("ALTER TABLE path_merged RENAME TO path")
+    db.execute("DROP TABLE name_parsed")
 
 
 def _merge(
     db: duckdb.DuckDBPyConnection, folders: Sequence[Path], name: str, columns: tuple[str, ...]
 ) -> None:
-    """``{name}_merged(id, …)`` and ``{name}_of(file, id, merged)`` of the files' dictionaries."""
+    """Table ``name(id, …)`` from the dictionaries of all files; ids of one file are kept, those of
+    several translated by ``{name}_of(file, id, merged)``. The empty path has id 0 in either."""
     listed = ", ".join(columns)
-    select = f"SELECT {{file}} AS file, id, {listed} FROM {{source}}"
-    each = _union(folders, [0] * len(folders), name, select)
+    if len(folders) == 1:
+        db.execute(f"CREATE TABLE {name} AS SELECT id, {listed} FROM {_source(folders[0], name)}")
+        return
+    each = " UNION ALL ".join(
+        f"SELECT {file} AS file, id, {listed} FROM {_source(folder, name)}"
+        for file, folder in enumerate(folders)
+    )
     db.execute(f"CREATE TABLE {name}_each AS {each}")
     db.execute(
-        f"CREATE TABLE {name}_merged AS "
+        f"CREATE TABLE {name} AS "
         f"SELECT (row_number() OVER (ORDER BY {listed}) - 1)::INTEGER AS id, {listed} "
         f"FROM (SELECT DISTINCT {listed} FROM {name}_each)"
     )
     db.execute(
         f"CREATE TABLE {name}_of AS SELECT e.file, e.id, m.id AS merged FROM {name}_each e "
-        f"JOIN {name}_merged m USING ({listed})"
+        f"JOIN {name} m USING ({listed})"
     )
     db.execute(f"DROP TABLE {name}_each")
 

@@ -17,8 +17,8 @@ from opkit.collect.sweep import Sweep, phase_of
 from opkit.collect.verify import Verified
 from opkit.collect.work import Group, Row
 from opkit.layers.op import case_from_json
-from opkit.reports.columns import Column, table
-from opkit.reports.terminal import NOTHING, WIDEST
+from opkit.reports.columns import NOTHING, Column, table
+from opkit.reports.terminal import WIDEST
 
 # A deviation up to which it is green, and yellow. For the eye: the tolerance judges.
 GREEN, YELLOW = 0.01, 0.03

@@ -8,6 +8,7 @@ from rich.box import Box
 from rich.table import Table
 from rich.text import Text
 
+NOTHING = Text("–", style="dim")
 GAP = 2  # blanks between columns
 # Lines under the heading and before a section, nothing else.
 LINES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")

@@ -27,10 +27,9 @@ from opkit.align.result import (
     Outcome,
     PhaseResult,
 )
-from opkit.reports.columns import Column, table
+from opkit.reports.columns import NOTHING, Column, table
 
 WIDEST = 120  # a wider table only moves its numbers away from its names
-NOTHING = Text("–", style="dim")
 SEPARATOR = " · "
 NO_VERDICTS = (
     "No verdicts yet.\n"

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from opkit.nsys_parsers.views.diff import Diff, Difference, Side
 from opkit.nsys_parsers.views.summary import Attributed, Summary
-from opkit.reports.columns import Column, table
-from opkit.reports.terminal import NOTHING
+from opkit.reports.columns import NOTHING, Column, table
 
 WIDEST = 160
 NO_MODULE = "(in no range)"

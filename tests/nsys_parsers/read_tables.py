@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 from gpu_export import Export
 
@@ -12,6 +14,7 @@ from opkit.nsys_parsers.attribution import Via
 from opkit.nsys_parsers.parse import Options
 from opkit.nsys_parsers.table import KernelTable, Reading, open_table
 
+Result = TypeVar("Result")
 Rows = list[tuple[Any, ...]]
 NO_CACHE = Reading(use_cache=False)
 
@@ -72,3 +75,25 @@ def rows(path: Path, sql: str, reading: Reading = NO_CACHE) -> Rows:
     """Rows of a query over the table of one file."""
     with open_table([path], reading) as table:
         return table.rows(sql)
+
+
+def lines_run(call: Callable[[], Result], *modules: ModuleType) -> tuple[int, Result]:
+    """How many lines of these modules a call runs: what loops in Python shows, on any machine."""
+    files = {module.__file__ for module in modules}
+    count = 0
+
+    def line(_frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return line
+
+    def entered(frame: FrameType, _event: str, _arg: object) -> Any:
+        return line if frame.f_code.co_filename in files else None
+
+    before = sys.gettrace()
+    sys.settrace(entered)
+    try:
+        return_value = call()
+    finally:
+        sys.settrace(before)
+    return count, return_value

@@ -24,8 +24,9 @@ from opkit.nsys_parsers.export import (
 )
 from opkit.nsys_parsers.kernels import RUNTIME_TABLE, UNNAMED
 from opkit.nsys_parsers.names import load_families, parse_name
+from opkit.nsys_parsers.reading import Reading
 from opkit.nsys_parsers.strings import load_strings
-from opkit.nsys_parsers.table import KernelTable, Reading
+from opkit.nsys_parsers.table import KernelTable
 from opkit.nsys_parsers.views.view import Selection, View, literal
 
 LEVELS = ("demangled", "short", "family")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opkit.nsys_parsers.attribution import Via
+from opkit.nsys_parsers.reading import Via
 from opkit.nsys_parsers.table import KernelTable
 from opkit.nsys_parsers.views.view import Selection, View
 

@@ -7,7 +7,7 @@ graph's nodes were created; GPU start order is another one as soon as two stream
 from __future__ import annotations
 
 from opkit.errors import BadInput
-from opkit.nsys_parsers.attribution import Via
+from opkit.nsys_parsers.reading import Via
 from opkit.nsys_parsers.table import KernelTable
 from opkit.nsys_parsers.views.view import Selection, View, regex
 

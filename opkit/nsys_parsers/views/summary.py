@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from opkit.nsys_parsers.attribution import Via
 from opkit.nsys_parsers.export import TraceFacts
 from opkit.nsys_parsers.ranks import Rank
+from opkit.nsys_parsers.reading import Via
 from opkit.nsys_parsers.table import KernelTable
 
 # Ranks of one tensor-parallel group run the same kernels; a window cuts their edges differently.
@@ -155,6 +153,8 @@ def _totals(table: KernelTable) -> dict[str, Any]:
 
 def _busy(table: KernelTable) -> int:
     """Union of the executions' intervals, per process and device."""
+    import numpy as np  # takes longer to import than most answers
+
     busy = 0
     for file, pid, device in table.rows("SELECT DISTINCT file, pid, device FROM kernel"):
         found = table.db.execute(

@@ -11,7 +11,7 @@ import duckdb
 
 from opkit.errors import BadInput
 from opkit.nsys_parsers.export import first_line, quoted
-from opkit.nsys_parsers.parse import PARQUET
+from opkit.nsys_parsers.reading import PARQUET
 from opkit.nsys_parsers.table import KernelTable, iterate
 
 

@@ -1,0 +1,434 @@
+"""Which step and which module each kernel is given, trap by trap."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from gpu_export import OTHER_TID, Export, module
+from made_export import OTHER_PID, PID, TID
+from read_tables import Given, given, lines_run, opened, paths, rows
+
+from opkit.errors import BadInput
+from opkit.nsys_parsers import attribution, stacks
+from opkit.nsys_parsers.attribution import Via
+from opkit.nsys_parsers.ranges import parse_step
+
+AUTOGRAD = TID + 1  # another thread of the same process
+VLLM = "execute_context_1(4096)_generation_4(4)"
+OLD_TRTLLM = "[Executor] _forward_step 12: 1 ctx reqs, 4 gen reqs"
+NEW_TRTLLM = "[Executor] _forward_step 12: 1 ctx reqs, 1024 ctx tokens, 4 gen reqs"
+ATTN = "model.layers.5.self_attn"
+
+
+def launched(*ranges: tuple[str, int, int | None], at: int = 150, tid: int = TID) -> Export:
+    """Ranges of the main thread, and a kernel ``k`` launched at a moment."""
+    made = Export()
+    for text, start, end in ranges:
+        made.range(text, start, end)
+    made.launch("k", at, 9_000, tid=tid)
+    return made
+
+
+# A range of the launching thread decides, by the moment of the launch.
+
+
+def test_nested_ranges_are_a_path(tmp_path: Path) -> None:
+    made = Export()
+    made.range("outer", 100, 500)
+    made.range("inner", 200, 300)
+    for name, called in (("a", 99), ("b", 100), ("c", 200), ("d", 300), ("e", 301), ("f", 501)):
+        made.launch(name, called, 9_000 + called)
+    assert paths(made, tmp_path) == {
+        "a": "", "b": "outer", "c": "outer/inner", "d": "outer/inner", "e": "outer", "f": "",
+    }  # fmt: skip
+
+
+def test_gpu_time_does_not_count(tmp_path: Path) -> None:
+    made = Export()
+    made.range("first", 100, 200)
+    made.range("second", 300, 400)
+    made.launch("late", 150, 350)
+    made.launch("later", 350, 9_000)
+    assert paths(made, tmp_path) == {"late": "first", "later": "second"}
+
+
+def test_started_ranges_may_cross_others(tmp_path: Path) -> None:
+    """Of two that cross, the one begun last is innermost; neither is inside the other."""
+    made = Export()
+    made.range("request 1", 100, 300, kind=60)
+    made.range("request 2", 200, 400, kind=60)
+    for name, called in (("a", 150), ("b", 250), ("c", 350)):
+        made.launch(name, called, 9_000 + called)
+    assert paths(made, tmp_path) == {"a": "request 1", "b": "request 2", "c": "request 2"}
+
+
+def test_a_range_that_ends_on_another_thread_counts_where_it_began(tmp_path: Path) -> None:
+    made = Export()
+    made.add(
+        "NVTX_EVENTS", start=100, end=200, eventType=60, text="r", globalTid=TID,
+        endGlobalTid=AUTOGRAD,
+    )  # fmt: skip
+    made.launch("k", 150, 9_000)
+    assert given(made, tmp_path) == {"k": Given("r", via=Via.THREAD)}
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("m", Given("m", via=Via.THREAD)), (VLLM, Given(step=VLLM, step_via=Via.THREAD))],
+)
+def test_a_range_still_open_at_the_end(text: str, what: Given, tmp_path: Path) -> None:
+    assert given(launched((text, 100, None)), tmp_path) == {"k": what}
+
+
+def test_an_empty_range_covers_nothing(tmp_path: Path) -> None:
+    ranges = (("outer", 100, 200), ("empty", 150, 150), ("before", 140, 149))
+    assert paths(launched(*ranges), tmp_path) == {"k": "outer"}
+
+
+def test_only_ranges_are_ranges(tmp_path: Path) -> None:
+    made = launched(("range", 100, 200))
+    made.range("mark", 120, None, kind=34)
+    made.range("domain", 0, None, kind=75)
+    made.range("thread name", 110, None, kind=39)
+    assert paths(made, tmp_path) == {"k": "range"}
+
+
+@pytest.mark.parametrize("kind", [59, 60, 70, 71])
+@pytest.mark.parametrize("registered", [False, True])
+def test_every_kind_of_range(kind: int, registered: bool, tmp_path: Path) -> None:
+    made = launched()
+    made.range("r", 100, 200, kind=kind, registered=registered)
+    assert paths(made, tmp_path) == {"k": "r"}
+
+
+def test_inline_and_registered_texts_in_one_file(tmp_path: Path) -> None:
+    made = Export()
+    made.range("both", 100, 200)
+    made.range("both", 300, 400, registered=True)
+    made.range("inline", 320, 380)
+    made.range("registered", 110, 190, registered=True)
+    made.launch("a", 150, 9_000)
+    made.launch("b", 350, 9_100)
+    assert paths(made, tmp_path) == {"a": "both/registered", "b": "both/inline"}
+
+
+def test_ranges_beyond_the_deepest_share_its_path(tmp_path: Path) -> None:
+    deepest = attribution.MAX_DEPTH
+    made = Export()
+    for i in range(deepest + 10):
+        made.range(f"r{i}", 100 + i, 10_000 - i)
+        made.launch(f"k{i}", 100 + i, 20_000 + i)
+    found = paths(made, tmp_path)
+    for i in range(deepest + 10):
+        assert found[f"k{i}"] == "/".join(f"r{j}" for j in range(min(i + 1, deepest)))
+
+
+def test_ranges_that_never_end_cost_no_walk_along_them(tmp_path: Path) -> None:
+    """A leak of started ranges makes a stack as deep as there are ranges."""
+
+    def lines(many: int) -> int:
+        made = Export()
+        for i in range(many):
+            made.range("leak", i, None, kind=60)
+        made.launch("k", 200_000, 300_000)
+        folder = tmp_path / str(many)
+        folder.mkdir()
+        count, found = lines_run(lambda: paths(made, folder), attribution, stacks)
+        assert found == {"k": "/".join(["leak"] * min(many, attribution.MAX_DEPTH))}
+        return count
+
+    assert lines(3_000) < lines(100) + 500
+
+
+# Modules, texts and twins.
+
+
+def test_a_module_marker_gives_the_whole_path(tmp_path: Path) -> None:
+    made = Export()
+    made.range(module("model.layers.5"), 100, 500)
+    made.range(module(ATTN), 200, 400)
+    made.range("rope", 250, 300)
+    made.range("inside", 260, 290)
+    for name, called in (("layer", 150), ("attn", 210), ("rope", 255), ("inside", 270)):
+        made.launch(name, called, 9_000 + called)
+    found = given(made, tmp_path)
+    assert {name: (what.path, what.module) for name, what in found.items()} == {
+        "layer": ("model.layers.5", "model.layers.5"),
+        "attn": (ATTN, ATTN),
+        "rope": (f"{ATTN}/rope", ATTN),
+        "inside": (f"{ATTN}/rope/inside", ATTN),
+    }
+
+
+def test_a_module_below_plain_text_stands_alone(tmp_path: Path) -> None:
+    ranges = (("execute_model", 100, 500), ("forward", 110, 490), (module(ATTN), 120, 480))
+    assert given(launched(*ranges), tmp_path)["k"][:2] == (ATTN, ATTN)
+
+
+def test_plain_text_has_no_module(tmp_path: Path) -> None:
+    assert given(launched(("a", 100, 200), ("b", 110, 190)), tmp_path)["k"][:2] == ("a/b", "")
+
+
+def test_a_twin_with_outputs_covers_nothing(tmp_path: Path) -> None:
+    made = launched((module(ATTN), 100, 200), (module(ATTN, outputs=True), 140, 200))
+    made.launch("out", 250, 9_500)
+    made.range(module("model.layers.5.mlp", outputs=True), 240, 260)
+    found = given(made, tmp_path)
+    assert found["k"] == Given(ATTN, ATTN, via=Via.THREAD)
+    assert found["out"] == Given()
+
+
+def test_plain_text_that_says_outputs_is_no_twin(tmp_path: Path) -> None:
+    assert paths(launched(("gather 'Outputs': all", 100, 200)), tmp_path) == {
+        "k": "gather 'Outputs': all"
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("aten::mm, op_id = 5", "aten::mm"),
+        ("aten::mm, seq = 7", "aten::mm"),
+        ("aten::mm, seq = 7, op_id = 5", "aten::mm"),
+        ("FSDP::post_forward (encoder.block.10.layer.0), op_id = 320431",
+         "FSDP::post_forward (encoder.block.10.layer.0)"),
+        ("aten::mm, op_id = 5, sizes = [[4, 8], [8, 2]]", "aten::mm"),
+        ("load, seq = x", "load, seq = x"),
+        ("batch, seq 7", "batch, seq 7"),
+    ],
+)  # fmt: skip
+def test_numbers_that_torch_appends_are_left_out(text: str, path: str, tmp_path: Path) -> None:
+    assert paths(launched((text, 100, 200)), tmp_path) == {"k": path}
+
+
+def test_calls_of_one_operator_share_a_path(tmp_path: Path) -> None:
+    made = Export()
+    for i in range(3):
+        made.range(f"aten::mm, op_id = {i}", 100 * i, 100 * i + 90)
+        made.launch(f"k{i}", 100 * i + 10, 9_000 + i)
+    with opened(made, tmp_path) as table:
+        assert table.rows("SELECT count(*), count(DISTINCT path_id) FROM kernel") == [(3, 1)]
+        assert table.rows("SELECT count(*), count(DISTINCT text) FROM range") == [(3, 3)]
+
+
+@pytest.mark.parametrize(
+    "text", ["größe ✓ 🙂", "a\tb\nc", 'it\'s "quoted" \\ back', "%s {0} $1", "a/b", "x" * 9_000]
+)
+@pytest.mark.parametrize("registered", [False, True])
+def test_any_text_comes_through(text: str, registered: bool, tmp_path: Path) -> None:
+    made = launched()
+    made.range(text, 100, 200, registered=registered)
+    assert paths(made, tmp_path) == {"k": text}
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"caf\xe9", "caf�"),
+        (b"\xff\xfe", "��"),
+        (b"a\x00b", "a\x00b"),
+        (b"cut \xf0\x9f\x99", "cut �"),
+        (b"\xed\xa0\x80", "���"),
+    ],
+)
+@pytest.mark.parametrize("registered", [False, True])
+def test_bytes_that_are_no_utf8(raw: bytes, text: str, registered: bool, tmp_path: Path) -> None:
+    made = launched()
+    made.range("?", 100, 200, registered=registered)
+    path = made.write(tmp_path / "made.sqlite")
+    with closing(sqlite3.connect(path)) as db, db:
+        change = "StringIds SET value" if registered else "NVTX_EVENTS SET text"
+        column = change.split()[-1]
+        db.execute(f"UPDATE {change} = CAST(? AS TEXT) WHERE {column} = '?'", (raw,))
+    found = rows(path, "SELECT p.path FROM kernel JOIN path p ON p.id = path_id")
+    assert found == [(text,)]
+
+
+# Steps.
+
+
+@pytest.mark.parametrize("label", [VLLM, OLD_TRTLLM, NEW_TRTLLM])
+def test_steps_of_known_engines(label: str, tmp_path: Path) -> None:
+    made = launched((label, 100, 500), ("gap", 600, 700))
+    made.range(module(ATTN), 120, 300)
+    made.launch("between", 650, 9_900)
+    with opened(made, tmp_path) as table:
+        said = table.rows("SELECT label, context_requests, context_tokens, generation_requests, "
+                          "generation_tokens, tid, start, \"end\" FROM step")  # fmt: skip
+    known = parse_step(label)
+    assert known is not None
+    numbers = (known.context_requests, known.context_tokens, known.generation_requests,
+               known.generation_tokens)  # fmt: skip
+    assert said == [(label, *numbers, TID, 100, 500)]
+    (tmp_path / "again").mkdir()
+    assert given(made, tmp_path / "again") == {
+        "k": Given(ATTN, ATTN, label, Via.THREAD, Via.THREAD),
+        "between": Given("gap", via=Via.THREAD),
+    }
+
+
+def test_numbers_beyond_64_bits_in_a_label_are_no_traceback(tmp_path: Path) -> None:
+    label = "execute_context_99999999999999999999(1)_generation_0(0)"
+    assert given(launched((label, 100, 200)), tmp_path)["k"].path in ("", label)
+
+
+def test_a_step_is_no_part_of_a_path(tmp_path: Path) -> None:
+    ranges = (("loop", 100, 500), (VLLM, 110, 490), ("forward", 120, 480))
+    assert given(launched(*ranges), tmp_path)["k"][:3] == ("loop/forward", "", VLLM)
+
+
+def test_a_users_pattern_replaces_known_labels(tmp_path: Path) -> None:
+    ranges = (("train iter 3", 100, 500), (VLLM, 110, 490))
+    assert given(launched(*ranges), tmp_path, step_pattern=r"iter \d+$") == {
+        "k": Given(VLLM, "", "train iter 3", Via.THREAD, Via.THREAD)
+    }
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a", "a{2,1}", r"(?<=x)y", "*"])
+@pytest.mark.parametrize("ranges", [(), (("r", 100, 200),)])
+def test_a_bad_pattern_is_one_sentence(
+    pattern: str, ranges: tuple[tuple[str, int, int], ...], tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="regular expression") as caught:
+        opened(launched(*ranges), tmp_path, step_pattern=pattern)
+    assert pattern in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_steps_are_numbered_in_time_whatever_the_order_in_the_file(tmp_path: Path) -> None:
+    made = Export()
+    for start in (500, 100, 900, 300):
+        made.range(f"execute_context_{start}(1)_generation_0(0)", start, start + 90)
+        made.launch(f"k{start}", start + 10, 9_000 + start)
+    with opened(made, tmp_path) as table:
+        steps = table.rows("SELECT id, context_requests FROM step ORDER BY id")
+        at = table.rows("SELECT step, launch_start - 10 FROM kernel ORDER BY step")
+    assert steps == at == [(0, 100), (1, 300), (2, 500), (3, 900)]
+
+
+# Other threads.
+
+
+def backward() -> Export:
+    """A step and a module of the main thread; the kernels come from a thread without ranges."""
+    made = launched((VLLM, 100, 500), (module(ATTN), 120, 300), tid=AUTOGRAD)
+    made.launch("after", 400, 9_500, tid=AUTOGRAD)
+    made.launch("outside", 600, 9_600, tid=AUTOGRAD)
+    return made
+
+
+def test_a_thread_without_ranges_gets_what_another_had_open(tmp_path: Path) -> None:
+    assert given(backward(), tmp_path) == {
+        "k": Given(ATTN, ATTN, VLLM, Via.TIME, Via.TIME),
+        "after": Given("", "", VLLM, Via.NONE, Via.TIME),
+        "outside": Given(),
+    }
+
+
+def test_other_threads_can_be_left_out(tmp_path: Path) -> None:
+    found = given(backward(), tmp_path, other_threads=False)
+    assert found == dict.fromkeys(("k", "after", "outside"), Given())
+
+
+def test_a_thread_with_ranges_of_its_own_gets_no_others(tmp_path: Path) -> None:
+    made = backward()
+    made.range("own", 700, 800, tid=AUTOGRAD)
+    found = given(made, tmp_path)
+    assert found["k"] == Given("", "", VLLM, Via.NONE, Via.TIME)  # it labels no steps of its own
+    made.range(VLLM, 700, 800, tid=AUTOGRAD)
+    (tmp_path / "again").mkdir()
+    assert given(made, tmp_path / "again")["k"] == Given()
+
+
+def test_no_process_gets_what_another_had_open(tmp_path: Path) -> None:
+    made = launched((VLLM, 100, 500), (module(ATTN), 120, 300), tid=OTHER_TID)
+    assert given(made, tmp_path) == {"k": Given()}
+
+
+def test_the_range_begun_last_of_several_threads_is_innermost(tmp_path: Path) -> None:
+    made = Export()
+    made.range("one", 100, 500, tid=TID)
+    made.range("two", 120, 400, tid=TID + 2)
+    made.range("foreign", 130, 400, tid=OTHER_TID)
+    for name, called in (("a", 110), ("b", 150), ("c", 450)):
+        made.launch(name, called, 9_000 + called, tid=AUTOGRAD)
+    assert paths(made, tmp_path) == {"a": "one", "b": "two", "c": "one"}
+
+
+# Kernels of graphs.
+
+
+def captured(node_at: int, call_at: int, tid: int = TID) -> Export:
+    """A graph of one node, cloned; captured inside ``ATTN`` (1,000 to 2,000) or not; replayed
+    inside a step and a range ``replay`` (5,000 to 6,000) or not."""
+    made = Export()
+    made.range(module(ATTN), 1_000, 2_000)
+    made.range("rope", 1_100, 1_200)
+    made.range(VLLM, 5_000, 6_000)
+    made.range("replay", 5_100, 5_900)
+    made.node(7, node_at, tid=tid)
+    made.node(107, 3_000, origin=7, tid=tid)
+    made.node(107, 3_000, tid=tid)
+    made.launch("k", call_at, 9_000, node=107)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("node_at", "call_at", "what"),
+    [
+        (1_500, 5_500, Given(ATTN, ATTN, VLLM, Via.NODE, Via.THREAD)),
+        (1_150, 5_050, Given(f"{ATTN}/rope", ATTN, VLLM, Via.NODE, Via.THREAD)),
+        (1_500, 7_000, Given(ATTN, ATTN, None, Via.NODE, Via.NONE)),
+        (2_500, 5_500, Given("replay", "", VLLM, Via.THREAD, Via.THREAD)),
+        (2_500, 5_050, Given("", "", VLLM, Via.NONE, Via.THREAD)),
+        (500, 7_000, Given()),
+    ],
+)
+def test_step_of_the_launch_and_module_of_the_node(
+    node_at: int, call_at: int, what: Given, tmp_path: Path
+) -> None:
+    assert given(captured(node_at, call_at), tmp_path) == {"k": what}
+
+
+def test_a_step_of_the_capture_is_no_step_of_the_replay(tmp_path: Path) -> None:
+    made = captured(1_500, 7_000)
+    made.range("execute_context_0(0)_generation_9(9)", 900, 2_100)
+    assert given(made, tmp_path)["k"].step is None
+
+
+def test_a_graph_kernel_without_launch_still_has_its_module(tmp_path: Path) -> None:
+    made = captured(1_500, 5_500)
+    made.kernel("unlinked", 9_500, 999, node=107)
+    made.kernel("foreign", 9_600, 999, node=107, pid=OTHER_PID)
+    found = given(made, tmp_path)
+    assert found["unlinked"] == Given(ATTN, ATTN, None, Via.NODE, Via.NONE)
+    assert found["foreign"] == Given()
+
+
+@pytest.mark.parametrize(("other_threads", "path"), [(True, ATTN), (False, "replay")])
+def test_a_node_made_by_a_thread_without_ranges(
+    other_threads: bool, path: str, tmp_path: Path
+) -> None:
+    found = given(captured(1_500, 5_500, AUTOGRAD), tmp_path, other_threads=other_threads)
+    assert found["k"].path == path
+    assert found["k"].via == (Via.NODE if other_threads else Via.THREAD)
+
+
+def test_ranges_of_kernels_are_those_of_their_paths(tmp_path: Path) -> None:
+    made = captured(1_150, 5_500)
+    made.launch("eager", 5_600, 9_500)
+    made.launch("none", 7_600, 9_700)
+    with opened(made, tmp_path) as table:
+        assert table.rows(
+            "SELECT n.name, r.text, r.start, r.tid, r.path_id = k.path_id "
+            "FROM kernel k JOIN name n ON n.id = k.name_id LEFT JOIN range r ON r.id = k.range "
+            "ORDER BY 1"
+        ) == [
+            ("eager", "replay", 5_100, TID, True),
+            ("k", "rope", 1_100, TID, True),
+            ("none", None, None, None, None),
+        ]
+        assert table.rows("SELECT DISTINCT pid FROM kernel") == [(PID,)]
