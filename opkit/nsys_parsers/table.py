@@ -178,7 +178,8 @@ def _names(db: duckdb.DuckDBPyConnection, folders: Sequence[Path], families: Pat
     )  # fmt: skip
     db.execute(
         "CREATE OR REPLACE TABLE name AS "
-        "SELECT id, n.name, p.short, p.family, p.glue = '1' AS glue FROM name n JOIN name_parsed p USING (id)"
+        "SELECT id, n.name, p.short, p.family, p.glue = '1' AS glue "
+        "FROM name n JOIN name_parsed p USING (id)"
     )
     db.execute("DROP TABLE name_parsed")
 
