@@ -20,11 +20,14 @@ UNKNOWN_PAST = -1  # Case.past of a decode step when nothing tells the cache's l
 
 @dataclass(frozen=True)
 class Step:
-    """One labelled forward step. ``id`` is the NVTX range's id, ``start`` in ns."""
+    """One labelled forward step. ``id`` is the NVTX range's id, ``start`` in ns; ``pid`` the process
+    that labelled it: every tensor-parallel rank of one trace labels the step that they run together.
+    """
 
     id: int
     start: int
     label: StepLabel
+    pid: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,13 @@ def read_labels(trace: Trace) -> list[Step]:
     """Labelled steps in time order; creates table ``step_of`` (kernels launched in each)."""
     where = f"regexp_matches(text, '{STEP_SQL}')"
     assign(trace.db, "step_of", where)
-    rows = trace.rows(f"SELECT id, start, text FROM nvtx WHERE {where} ORDER BY start")
+    rows = trace.rows(f"SELECT id, start, text, pid FROM nvtx WHERE {where} ORDER BY start")
     steps = []
-    for identifier, start, text in rows:
+    for identifier, start, text, pid in rows:
         label = parse_step(text)
         # vLLM labels idle turns of its loop too: no request, no kernel.
         if label is not None and (label.context_requests or label.generation_requests):
-            steps.append(Step(identifier, start, label))
+            steps.append(Step(identifier, start, label, pid))
     return steps
 
 
@@ -68,11 +71,7 @@ def case_steps(steps: list[Step], waves: tuple[Wave, ...]) -> tuple[list[CaseSte
     Returns:
         The shapes, and a note for each kind of step that was left out.
     """
-    found = None
-    if waves:
-        # Steps before the waves are those of the priming request, some of them cut by the window.
-        tries = (_replay(steps[skip:], waves) for skip in range(min(len(steps), MAX_PRIMING) + 1))
-        found = next((replayed for replayed in tries if replayed is not None), None)
+    found = _replay_each(steps, waves) if waves else None
     if found is None:
         found = _labels_alone(steps)
         if waves:
@@ -94,6 +93,21 @@ def case_steps(steps: list[Step], waves: tuple[Wave, ...]) -> tuple[list[CaseSte
             pasts = sorted([*pasts, *merged[case].past_range])
         merged[case] = CaseSteps(case, ids, (pasts[0], pasts[-1]))
     return sorted(merged.values(), key=lambda c: c.case), sorted(set(found.skipped))
+
+
+def _replay_each(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
+    """Replay the waves over the steps of each process; None when one of them does not add up."""
+    all_found = _Shapes()
+    for pid in dict.fromkeys(step.pid for step in steps):
+        own = [step for step in steps if step.pid == pid]
+        # Steps before the waves are those of the priming request, some of them cut by the window.
+        tries = (_replay(own[skip:], waves) for skip in range(min(len(own), MAX_PRIMING) + 1))
+        found = next((replayed for replayed in tries if replayed is not None), None)
+        if found is None:
+            return None
+        all_found.steps += found.steps
+        all_found.skipped += found.skipped
+    return all_found if steps else None
 
 
 def _labels_alone(steps: list[Step]) -> _Shapes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,29 @@ def test_a_wave_gives_its_prompt_and_the_growing_cache_of_its_decode() -> None:
         },
         [],
     )
+
+
+def test_every_rank_of_one_trace_labels_the_step_that_they_run_together() -> None:
+    # Seen with vLLM, --tensor-parallel-size 2: both workers' labels, a few µs apart.
+    each = steps([(1, 1024, 0), (0, 0, 1), (0, 0, 1)])
+    both = [
+        replace(step, id=2 * step.id + rank, start=step.start + rank, pid=rank << 24)
+        for step in each
+        for rank in (0, 1)
+    ]
+    cases, notes = case_steps(both, (Wave(1, 1024, 3),))
+    assert notes == []
+    assert [(c.case.label(), sorted(c.steps), c.past_range) for c in cases] == [
+        ("1 × 1,024", [0, 1], (0, 0)),
+        ("1 × 1 @ 1,025", [2, 3, 4, 5], (1024, 1025)),
+    ]
+
+
+def test_a_rank_whose_labels_do_not_add_up_leaves_no_shape_to_the_waves() -> None:
+    each = [replace(step, pid=1) for step in steps([(1, 1024, 0), (0, 0, 1)])]
+    other = [replace(step, pid=2) for step in steps([(1, 1024, 0)])]
+    _, notes = case_steps(each + other, (Wave(1, 1024, 2),))
+    assert notes == [NOT_ADDED_UP]
 
 
 def test_one_output_token_needs_no_decode_step() -> None:

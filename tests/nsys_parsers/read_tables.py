@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from gpu_export import Export
 
-from opkit.nsys_parsers.attribution import Via
-from opkit.nsys_parsers.parse import Options
-from opkit.nsys_parsers.table import KernelTable, Reading, open_table
+from opkit.nsys_parsers.reading import Options, Reading, Via
+from opkit.nsys_parsers.table import KernelTable, open_table
 
 Result = TypeVar("Result")
 Rows = list[tuple[Any, ...]]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gpu_export import OTHER_TID, Export, module
 from made_export import OTHER_PID, PID, TID
-from read_tables import Given, given, lines_run, opened, paths, rows
+from read_tables import Given, every, given, lines_run, opened, paths, rows
 
 from opkit.errors import BadInput
 from opkit.nsys_parsers import attribution, stacks
-from opkit.nsys_parsers.attribution import Via
 from opkit.nsys_parsers.ranges import parse_step
+from opkit.nsys_parsers.reading import Options, Reading, Via
+from opkit.nsys_parsers.table import open_table
 
 AUTOGRAD = TID + 1  # another thread of the same process
 VLLM = "execute_context_1(4096)_generation_4(4)"
@@ -96,12 +100,23 @@ def test_only_ranges_are_ranges(tmp_path: Path) -> None:
     assert paths(made, tmp_path) == {"k": "range"}
 
 
-@pytest.mark.parametrize("kind", [59, 60, 70, 71])
-@pytest.mark.parametrize("registered", [False, True])
-def test_every_kind_of_range(kind: int, registered: bool, tmp_path: Path) -> None:
-    made = launched()
-    made.range("r", 100, 200, kind=kind, registered=registered)
-    assert paths(made, tmp_path) == {"k": "r"}
+def one_after_another(*ranges: dict[str, Any]) -> Export:
+    """Ranges beside each other; kernel ``k0`` is launched in the first, ``k1`` in the next."""
+    made = Export()
+    for i, cells in enumerate(ranges):
+        made.range(start=1_000 * i, end=1_000 * i + 100, **cells)
+        made.launch(f"k{i}", 1_000 * i + 50, 9_000_000 + i)
+    return made
+
+
+def test_every_kind_of_range(tmp_path: Path) -> None:
+    each = itertools.product((59, 60, 70, 71), (False, True))
+    cells = [
+        {"text": f"{kind} {registered}", "kind": kind, "registered": registered}
+        for kind, registered in each
+    ]
+    found = paths(one_after_another(*cells), tmp_path)
+    assert found == {f"k{i}": cell["text"] for i, cell in enumerate(cells)}
 
 
 def test_inline_and_registered_texts_in_one_file(tmp_path: Path) -> None:
@@ -187,21 +202,21 @@ def test_plain_text_that_says_outputs_is_no_twin(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ("aten::mm, op_id = 5", "aten::mm"),
-        ("aten::mm, seq = 7", "aten::mm"),
-        ("aten::mm, seq = 7, op_id = 5", "aten::mm"),
-        ("FSDP::post_forward (encoder.block.10.layer.0), op_id = 320431",
-         "FSDP::post_forward (encoder.block.10.layer.0)"),
-        ("aten::mm, op_id = 5, sizes = [[4, 8], [8, 2]]", "aten::mm"),
-        ("load, seq = x", "load, seq = x"),
-        ("batch, seq 7", "batch, seq 7"),
-    ],
-)  # fmt: skip
-def test_numbers_that_torch_appends_are_left_out(text: str, path: str, tmp_path: Path) -> None:
-    assert paths(launched((text, 100, 200)), tmp_path) == {"k": path}
+APPENDED = {
+    "aten::mm, op_id = 5": "aten::mm",
+    "aten::mm, seq = 7": "aten::mm",
+    "aten::mm, seq = 7, op_id = 5": "aten::mm",
+    "FSDP::post_forward (encoder.block.10.layer.0), op_id = 320431":
+        "FSDP::post_forward (encoder.block.10.layer.0)",
+    "aten::mm, op_id = 5, sizes = [[4, 8], [8, 2]]": "aten::mm",
+    "load, seq = x": "load, seq = x",
+    "batch, seq 7": "batch, seq 7",
+}  # fmt: skip
+
+
+def test_numbers_that_torch_appends_are_left_out(tmp_path: Path) -> None:
+    made = one_after_another(*({"text": text} for text in APPENDED))
+    assert list(paths(made, tmp_path).values()) == list(APPENDED.values())
 
 
 def test_calls_of_one_operator_share_a_path(tmp_path: Path) -> None:
@@ -214,37 +229,36 @@ def test_calls_of_one_operator_share_a_path(tmp_path: Path) -> None:
         assert table.rows("SELECT count(*), count(DISTINCT text) FROM range") == [(3, 3)]
 
 
-@pytest.mark.parametrize(
-    "text", ["größe ✓ 🙂", "a\tb\nc", 'it\'s "quoted" \\ back', "%s {0} $1", "a/b", "x" * 9_000]
-)
-@pytest.mark.parametrize("registered", [False, True])
-def test_any_text_comes_through(text: str, registered: bool, tmp_path: Path) -> None:
-    made = launched()
-    made.range(text, 100, 200, registered=registered)
-    assert paths(made, tmp_path) == {"k": text}
+TEXTS = ("größe ✓ 🙂", "a\tb\nc", 'it\'s "quoted" \\ back', "%s {0} $1", "a/b", "x" * 9_000)
 
 
-@pytest.mark.parametrize(
-    ("raw", "text"),
-    [
-        (b"caf\xe9", "caf�"),
-        (b"\xff\xfe", "��"),
-        (b"a\x00b", "a\x00b"),
-        (b"cut \xf0\x9f\x99", "cut �"),
-        (b"\xed\xa0\x80", "���"),
-    ],
-)
-@pytest.mark.parametrize("registered", [False, True])
-def test_bytes_that_are_no_utf8(raw: bytes, text: str, registered: bool, tmp_path: Path) -> None:
-    made = launched()
-    made.range("?", 100, 200, registered=registered)
+def test_any_text_comes_through(tmp_path: Path) -> None:
+    cells = [{"text": t, "registered": r} for t in TEXTS for r in (False, True)]
+    found = paths(one_after_another(*cells), tmp_path)
+    assert found == {f"k{i}": cell["text"] for i, cell in enumerate(cells)}
+
+
+BYTES = {
+    b"caf\xe9": "caf�",
+    b"\xff\xfe": "��",
+    b"a\x00b": "a\x00b",
+    b"cut \xf0\x9f\x99": "cut �",
+    b"\xed\xa0\x80": "���",
+}
+
+
+def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
+    made = one_after_another(
+        *({"text": f"?{raw!r} {r}", "registered": r} for raw in BYTES for r in (False, True))
+    )
     path = made.write(tmp_path / "made.sqlite")
     with closing(sqlite3.connect(path)) as db, db:
-        change = "StringIds SET value" if registered else "NVTX_EVENTS SET text"
-        column = change.split()[-1]
-        db.execute(f"UPDATE {change} = CAST(? AS TEXT) WHERE {column} = '?'", (raw,))
-    found = rows(path, "SELECT p.path FROM kernel JOIN path p ON p.id = path_id")
-    assert found == [(text,)]
+        for column in ("StringIds SET value", "NVTX_EVENTS SET text"):
+            for raw in BYTES:
+                change = f"UPDATE {column} = CAST(? AS TEXT) WHERE {column.split()[-1]} GLOB ?"
+                db.execute(change, (raw, "[?]" + glob.escape(repr(raw)) + "*"))
+    found = rows(path, "SELECT p.path FROM kernel JOIN path p ON p.id = path_id ORDER BY start")
+    assert [text for (text,) in found] == [text for text in BYTES.values() for _ in range(2)]
 
 
 # Steps.
@@ -252,22 +266,25 @@ def test_bytes_that_are_no_utf8(raw: bytes, text: str, registered: bool, tmp_pat
 
 @pytest.mark.parametrize("label", [VLLM, OLD_TRTLLM, NEW_TRTLLM])
 def test_steps_of_known_engines(label: str, tmp_path: Path) -> None:
-    made = launched((label, 100, 500), ("gap", 600, 700))
-    made.range(module(ATTN), 120, 300)
+    made = launched((label, 100, 500), ("gap", 600, 700), (module(ATTN), 120, 300))
     made.launch("between", 650, 9_900)
     with opened(made, tmp_path) as table:
-        said = table.rows("SELECT label, context_requests, context_tokens, generation_requests, "
-                          "generation_tokens, tid, start, \"end\" FROM step")  # fmt: skip
+        said = table.rows(
+            "SELECT label, context_requests, context_tokens, generation_requests, "
+            'generation_tokens, tid, start, "end", number FROM step'
+        )
+        found = every(table, "n.name")
     known = parse_step(label)
     assert known is not None
-    numbers = (known.context_requests, known.context_tokens, known.generation_requests,
-               known.generation_tokens)  # fmt: skip
-    assert said == [(label, *numbers, TID, 100, 500)]
-    (tmp_path / "again").mkdir()
-    assert given(made, tmp_path / "again") == {
-        "k": Given(ATTN, ATTN, label, Via.THREAD, Via.THREAD),
-        "between": Given("gap", via=Via.THREAD),
-    }
+    numbers = (
+        known.context_requests, known.context_tokens, known.generation_requests,
+        known.generation_tokens,
+    )  # fmt: skip
+    assert said == [(label, *numbers, TID, 100, 500, 0)]
+    assert found == [
+        (("between",), Given("gap", via=Via.THREAD)),
+        (("k",), Given(ATTN, ATTN, label, Via.THREAD, Via.THREAD)),
+    ]
 
 
 def test_numbers_beyond_64_bits_in_a_label_are_no_traceback(tmp_path: Path) -> None:
@@ -287,15 +304,16 @@ def test_a_users_pattern_replaces_known_labels(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("pattern", ["(", "[a", "a{2,1}", r"(?<=x)y", "*"])
 @pytest.mark.parametrize("ranges", [(), (("r", 100, 200),)])
 def test_a_bad_pattern_is_one_sentence(
-    pattern: str, ranges: tuple[tuple[str, int, int], ...], tmp_path: Path
+    ranges: tuple[tuple[str, int, int], ...], tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match="regular expression") as caught:
-        opened(launched(*ranges), tmp_path, step_pattern=pattern)
-    assert pattern in str(caught.value)
-    assert "\n" not in str(caught.value)
+    path = launched(*ranges).write(tmp_path / "made.sqlite")
+    for pattern in ("(", "[a", "a{2,1}", r"(?<=x)y", "*"):
+        with pytest.raises(BadInput, match="regular expression") as caught:
+            open_table([path], Reading(Options(pattern), use_cache=False))
+        assert pattern in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_steps_are_numbered_in_time_whatever_the_order_in_the_file(tmp_path: Path) -> None:
