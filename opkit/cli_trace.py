@@ -159,16 +159,28 @@ def trace_kernels(
 @trace.command("steps")
 @files
 @click.option("--per-rank", is_flag=True, help="A row a rank, also where ranks step together.")
+@click.option(
+    "--gap-us",
+    type=click.FloatRange(min=0),
+    metavar="US",
+    help="Steps are what runs between pauses of at least so many µs.",
+)
 @selection
 @output
 @reading
 def trace_steps(
-    files: tuple[Path, ...], per_rank: bool, rank: int | None, step: str, module: str, **given: Any
+    files: tuple[Path, ...],
+    per_rank: bool,
+    gap_us: float | None,
+    rank: int | None,
+    step: str,
+    module: str,
+    **given: Any,
 ) -> None:
     """Forward steps with requests and tokens, and the GPU's time on each."""
     chosen = Selection(rank, step, module)
     with _opened(files, _reading(given)) as table:
-        view = steps_view(table, chosen, per_rank)
+        view = steps_view(table, chosen, per_rank, gap_us)
         _answer(table, chosen, view, reports.print_steps, **given)
 
 
@@ -315,10 +327,10 @@ def _answer(
     perfetto: Path | None,
     **given: Any,
 ) -> None:
-    """Print a view and write what else was asked for."""
+    """Write what was asked for, then print the view."""
+    _write(table, chosen, view, parquet, perfetto)
     columns, rows = answer(table, view)
     _print(view.name, columns, rows, view.about, draw, **given)
-    _write(table, chosen, view, parquet, perfetto)
 
 
 def _write(

@@ -20,8 +20,10 @@ UNKNOWN_PAST = -1  # Case.past of a decode step when nothing tells the cache's l
 
 @dataclass(frozen=True)
 class Step:
-    """One labelled forward step. ``id`` is the NVTX range's id, ``start`` in ns; ``pid`` the process
-    that labelled it: every tensor-parallel rank of one trace labels the step that they run together.
+    """One labelled forward step. ``id`` is the NVTX range's id, ``start`` in ns.
+
+    ``pid``: the process that labelled it; all tensor-parallel ranks of one trace label the step
+    that they run together.
     """
 
     id: int

@@ -25,6 +25,7 @@ class Column:
         cells: one a row; a cell may have several lines.
         right: numbers are set to the right.
         flexible: takes what width the others leave; its cells end in an ellipsis.
+        tail: cells that are too long lose their beginning: the end of a path says most.
         leaves: columns with the highest number leave first, together; 0 never leaves.
         short: the narrow form, tried before the column leaves.
     """
@@ -33,6 +34,7 @@ class Column:
     cells: list[Text] = field(default_factory=list)
     right: bool = False
     flexible: bool = False
+    tail: bool = False
     leaves: int = 0
     short: Column | None = None
 
@@ -76,8 +78,17 @@ def table(columns: list[Column], width: int, sections: tuple[int, ...] = ()) -> 
             # Rich would take the missing width from every column alike; only this one can spare it.
             width=min(column.width(), max(room, 1)) if column.flexible else column.width(),
         )
-    for number, row in enumerate(zip(*(column.cells for column in kept), strict=True)):
+    cells = [_ends(c.cells, max(room, 1)) if c.tail and c.flexible else c.cells for c in kept]
+    for number, row in enumerate(zip(*cells, strict=True)):
         if number in sections:
             made.add_section()
         made.add_row(*row)
     return made
+
+
+def _ends(cells: list[Text], width: int) -> list[Text]:
+    """Cells cut at their beginning to ``width``."""
+    return [
+        cell if cell.cell_len <= width else Text("…" + cell.plain[1 - width :], style=cell.style)
+        for cell in cells
+    ]

@@ -65,10 +65,11 @@ def print_steps(rows: Sequence[Row], about: Row, more: int, console: Console) ->
         ),
     ]
     _show(columns, more, "steps", console)
-    if about["steps_by"] != "label":
+    if about["steps_by"] == "graph launch":
+        seen = "each launch of a graph is listed" if rows else "no graph was launched"
         console.print(Text(
-            "no step is labelled: each launch of a graph is listed; `--step-pattern REGEX` names "
-            "ranges that are steps", style="yellow",
+            f"no step is labelled, {seen}; --step-pattern names ranges that are steps, "
+            "--gap-us cuts at pauses", style="yellow",
         ))  # fmt: skip
     outside = about["unattributed"]
     if outside["executions"]:
@@ -89,7 +90,7 @@ def print_modules(rows: Sequence[Row], about: Row, more: int, console: Console) 
         Column("found by", [_ways(r) for r in rows], leaves=2),
         Column("module", [
             Text(r["path"]) if r["path"] else Text(NO_MODULE, style="yellow") for r in rows
-        ], flexible=True),
+        ], flexible=True, tail=True),
     ]  # fmt: skip
     _show(columns, more, "modules", console)
     whole = max(about["total_ns"], 1)
@@ -178,13 +179,13 @@ def print_summary(found: Summary, console: Console) -> None:
         console.print(Text.assemble((str(facts.path), "bold"), told))
     lines = [
         ("ran", f"{found.kernels:,} kernels ({found.names:,} names), {found.copies:,} copies and "
-                f"fills, on {found.streams:,} streams; {found.from_graphs:,} from graphs"),
+                f"fills; streams: {found.streams:,}; from graphs: {found.from_graphs:,}"),
         ("time", f"{duration(found.gpu_ns)} of GPU time within {duration(found.span_ns)}; "
                  f"{_busy(found)}"),
         ("ranks", _ranks(found)),
         ("steps", f"{found.step_count:,} labelled; {_coverage(found.steps)}" if found.step_count
                   else "none labelled"),
-        ("modules", f"{found.paths:,} paths in {found.ranges:,} ranges; {_coverage(found.modules)}"
+        ("modules", f"{found.paths:,} in {found.ranges:,} ranges; {_coverage(found.modules)}"
                     if found.ranges else "no NVTX ranges"),
     ]  # fmt: skip
     for key, text in lines:
@@ -215,7 +216,7 @@ def _warnings(found: Summary, console: Console) -> None:
         said += [f"nsys: {warning}" for warning in facts.warnings]
     if not found.one_clock:
         said.append("the files have no common clock: times of different ranks cannot be compared")
-    for line in said:
+    for line in dict.fromkeys(said):
         console.print(Text(line, style="yellow"))
 
 

@@ -130,6 +130,21 @@ def test_inline_and_registered_texts_in_one_file(tmp_path: Path) -> None:
     assert paths(made, tmp_path) == {"a": "both/registered", "b": "both/inline"}
 
 
+def test_ranges_of_equal_times_are_read_alike_each_time(tmp_path: Path) -> None:
+    """Clocks of 100 ns make such; which is the outer one is not told, but it stays so."""
+    made = Export()
+    for i in range(200):
+        for text in "abc":
+            made.range(f"{text}{i}", 100 * i, 100 * i + 99)
+        made.launch(f"k{i}", 100 * i + 50, 900_000 + i)
+    found = []
+    for _ in range(2):
+        with opened(made, tmp_path) as table:
+            found.append(every(table, "n.name"))
+        (tmp_path / "made.sqlite").unlink()
+    assert all(again == found[0] for again in found)
+
+
 def test_ranges_beyond_the_deepest_share_its_path(tmp_path: Path) -> None:
     deepest = attribution.MAX_DEPTH
     made = Export()

@@ -31,7 +31,10 @@ from opkit.nsys_parsers.tool import find_nsys
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 CACHED = Reading()
-ALL = "SELECT * FROM kernel ORDER BY ALL"
+NAMED = """SELECT k.* EXCLUDE (name_id, path_id), n.name, p.path FROM kernel k
+    JOIN name n ON n.id = k.name_id JOIN path p ON p.id = k.path_id"""
+ALL = f"{NAMED} ORDER BY ALL"
+SUM = f"SELECT count(*), sum(hash(a)) FROM ({NAMED}) a"
 STEPS = Reading(Options(step_pattern="self_attn"))
 
 
@@ -349,7 +352,7 @@ else:
     print("ready", flush=True)
     sys.stdin.readline()
 with open_table([path], Reading()) as table:
-    print(table.rows("SELECT count(*), sum(hash(k)) FROM kernel k"), flush=True)
+    print(table.rows(sys.argv[3]), flush=True)
 """
 
 
@@ -358,7 +361,7 @@ class Child:
 
     def __init__(self, what: str, path: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, what, str(path)],
+            [sys.executable, "-c", CHILD, what, str(path), SUM],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -378,7 +381,7 @@ class Child:
 
 @pytest.mark.parametrize("many", [2, 8])
 def test_several_at_once_make_one_table(many: int, made: Path) -> None:
-    wanted = str(rows(made, "SELECT count(*), sum(hash(k)) FROM kernel k", NO_CACHE))
+    wanted = str(rows(made, SUM, NO_CACHE))
     children = [Child("go", made) for _ in range(many)]
     assert [child.line() for child in children] == ["ready"] * many
     for child in children:

@@ -31,10 +31,11 @@ from opkit.nsys_parsers.views.view import Selection, View, literal
 
 LEVELS = ("demangled", "short", "family")
 # Of ``ns``, the executions' durations. Standard deviation of the sample, as nsys has it; of a
-# single execution 0.
+# single execution 0. Sums of floating-point numbers depend on their order, so the last digits go.
 STATISTICS = """
-count(*) AS calls, sum(ns)::BIGINT AS total_ns, avg(ns) AS mean_ns, median(ns) AS median_ns,
-min(ns) AS min_ns, max(ns) AS max_ns, coalesce(stddev_samp(ns), 0) AS stddev_ns,
+count(*) AS calls, sum(ns)::BIGINT AS total_ns, round(avg(ns), 3) AS mean_ns,
+median(ns) AS median_ns, min(ns) AS min_ns, max(ns) AS max_ns,
+round(coalesce(stddev_samp(ns), 0), 3) AS stddev_ns,
 count(*) FILTER (in_graph) AS graph_calls"""
 _UNATTRIBUTED = """
 SELECT count(*) FILTER (launch_start IS NULL),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,24 +30,16 @@ from opkit.nsys_parsers.views.view import Selection, literal, regex
 
 # Arrows from launches to kernels: beyond so many they hide more than they show.
 ARROWS = 50_000
-# Demangled names, grids and blocks are two thirds of a file. With more executions than this they
-# are left out, since a browser must still load it.
-DETAILED = 1_000_000
 
 
 def write_perfetto(
-    table: KernelTable,
-    selection: Selection,
-    path: Path,
-    arrows: int = ARROWS,
-    detailed: int = DETAILED,
+    table: KernelTable, selection: Selection, path: Path, arrows: int = ARROWS
 ) -> int:
     """Write the selected kernels, copies and fills, with the steps and ranges of host threads; put
     in place at once, gzipped if ``path`` ends in ``.gz``.
 
     Args:
         arrows: draw arrows if no more eager kernels than this are selected.
-        detailed: give demangled names, grids and blocks up to so many executions.
 
     Returns:
         How many kernels, copies and fills were written.
@@ -68,13 +61,13 @@ def write_perfetto(
                 "`opkit trace steps` and `opkit trace modules` list what there is",
             )
         _gather_host(table, selection)
-        _place_slices(db)
-        _place_host(db)
+        _place(db, "slice", _OVERLAPPING, lanes)
+        _place(db, "host", _HOST, nested_lanes)
         _describe(table)
         # A range must stand before those inside it, and the file has a beginning and an end.
         db.execute("SET preserve_insertion_order = true")
         db.execute(
-            f"COPY ({_lines(table, count <= detailed)}) TO '{quoted(part)}' (FORMAT csv, "
+            f"COPY ({_lines(table)}) TO '{quoted(part)}' (FORMAT csv, "
             "HEADER false, QUOTE '', ESCAPE '', USE_TMP_FILE false, "
             f"COMPRESSION {'gzip' if path.suffix == '.gz' else 'none'})"
         )
@@ -93,10 +86,7 @@ def write_perfetto(
 def _gather_slices(table: KernelTable, where: str, arrows: int) -> int:
     """Tables ``stream(id, file, pid, rank, device, stream)`` and ``slice``, a row an execution;
     how many those are. ``launch_tid`` is null where no arrow is to be drawn."""
-    launched = (
-        "k.kind = 'kernel' AND k.graph_node IS NULL AND k.launch_start IS NOT NULL "
-        "AND k.launch_tid IS NOT NULL"
-    )
+    launched = "k.kind = 'kernel' AND k.graph_node IS NULL AND k.launch_tid IS NOT NULL"
     table.db.execute(
         f"""
         CREATE TABLE perfetto.stream AS
@@ -179,38 +169,31 @@ def _gather_host(table: KernelTable, selection: Selection) -> None:
     )
 
 
-def _place_slices(db: duckdb.DuckDBPyConnection) -> None:
-    """Table ``slice_lane(id, lane)`` of the executions that are not on the first lane of their
-    stream."""
-    rows = db.execute(
-        """
-        WITH each AS (SELECT rowid AS id, stream, start, greatest("end", start + 1) AS until
-                      FROM perfetto.slice),
-        marked AS (
-            SELECT *, start < max(until) OVER (PARTITION BY stream ORDER BY start, until
-                          ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS late,
-                   until > lead(start) OVER (PARTITION BY stream ORDER BY start, until) AS early
-            FROM each)
-        SELECT id, stream, start, until FROM marked WHERE late OR early
-        """
-    ).fetchnumpy()
-    ids, stream, start, until = (np.asarray(rows[k]) for k in ("id", "stream", "start", "until"))
-    lane = lanes(stream, start, until)
-    moved = np.flatnonzero(lane)
-    write(db, "perfetto.slice_lane", {"id": ids[moved], "lane": lane[moved]})
+_HOST = """
+SELECT rowid AS id, thread AS track, start, "end" FROM perfetto.host
+ORDER BY track, start, "end" DESC
+"""
+_OVERLAPPING = """
+WITH each AS (SELECT rowid AS id, stream AS track, start, greatest("end", start + 1) AS "end"
+              FROM perfetto.slice),
+marked AS (
+    SELECT *, start < max("end") OVER (PARTITION BY track ORDER BY start, "end"
+                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS late,
+           "end" > lead(start) OVER (PARTITION BY track ORDER BY start, "end") AS early
+    FROM each)
+SELECT id, track, start, "end" FROM marked WHERE late OR early
+"""
 
 
-def _place_host(db: duckdb.DuckDBPyConnection) -> None:
-    """Table ``host_lane(id, lane)`` of the ranges that are not on the first lane of their
-    thread."""
-    rows = db.execute(
-        'SELECT rowid AS id, thread, start, "end" FROM perfetto.host '
-        'ORDER BY thread, start, "end" DESC'
-    ).fetchnumpy()
-    ids, thread, start, end = (np.asarray(rows[k]) for k in ("id", "thread", "start", "end"))
-    lane = nested_lanes(thread, start, end)
+def _place(
+    db: duckdb.DuckDBPyConnection, table: str, sql: str, lane_of: Callable[..., Int64]
+) -> None:
+    """Table ``{table}_lane(id, lane)`` of the rows that are not on the first lane."""
+    rows = db.execute(sql).fetchnumpy()
+    ids, *places = (np.asarray(rows[name]) for name in ("id", "track", "start", "end"))
+    lane = lane_of(*places)
     moved = np.flatnonzero(lane)
-    write(db, "perfetto.host_lane", {"id": ids[moved], "lane": lane[moved]})
+    write(db, f"perfetto.{table}_lane", {"id": ids[moved], "lane": lane[moved]})
 
 
 def lanes(track: Int64, start: Int64, end: Int64) -> Int64:
@@ -221,12 +204,13 @@ def lanes(track: Int64, start: Int64, end: Int64) -> Int64:
     moments, the n-th slice that can take a used lane takes the one that was freed n-th.
 
     Args:
-        track, start, end: of shape (slices,), in any order. A slice of no length takes 1 ns.
+        track, start, end: of shape (slices,), in any order; tracks from 0 up. A slice of no length
+            takes 1 ns.
     """
     count = len(start)
     order = np.lexsort((end, start, track))
     track, start, end = track[order], start[order], np.maximum(end, start + 1)[order]
-    fresh = _firsts(track)
+    fresh = np.diff(track, prepend=NOWHERE) != 0
     borders = np.append(np.flatnonzero(fresh), count)
     for first, last in itertools.pairwise(borders):
         before = np.maximum.accumulate(end[first : last - 1])
@@ -256,12 +240,12 @@ def nested_lanes(track: Int64, start: Int64, end: Int64) -> Int64:
     other. A slice that crosses an earlier one leaves its lane, with all that lies in it.
 
     Args:
-        track, start, end: of shape (slices,), sorted by track, start, and longest first.
+        track, start, end: as for ``lanes``, sorted by track, start, and longest first.
     """
     parent = Stacks(track, start, end).parent
     # The latest slice begun before and still open: the parent, unless that one is crossed.
     latest = np.arange(-1, len(start) - 1)
-    latest[_firsts(track)] = NOWHERE
+    latest[np.diff(track, prepend=NOWHERE) != 0] = NOWHERE
     pending = np.flatnonzero(latest >= 0)
     while len(pending):
         pending = pending[end[latest[pending]] <= start[pending]]
@@ -272,11 +256,6 @@ def nested_lanes(track: Int64, start: Int64, end: Int64) -> Int64:
     lane = np.zeros(len(start), np.int64)
     lane[leads] = lanes(track[leads], start[leads], end[leads])
     return lane[root]
-
-
-def _firsts(track: Int64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Where another track begins; ``track`` is sorted."""
-    return np.append(True, track[1:] != track[:-1])[: len(track)]
 
 
 def _ends_of(pointer: Int64) -> Int64:
@@ -301,11 +280,15 @@ class _Row:
     track: int  # id in table ``thread`` or ``stream``
 
     @property
+    def process(self) -> tuple[int, ...]:
+        """Which it is of; ranks come first."""
+        return (self.rank is None, self.rank or 0, self.file, self.pid)
+
+    @property
     def place(self) -> tuple[int, ...]:
-        """Ranks come first, then other processes; in each, threads before streams."""
-        process = (self.rank is None, self.rank or 0, self.file, self.pid)
+        """Threads stand before streams."""
         device = NOWHERE if self.device is None else self.device
-        return (*process, device, self.number, self.lane)
+        return (*self.process, device, self.number, self.lane)
 
     @property
     def name(self) -> str:
@@ -328,19 +311,25 @@ FROM perfetto.host h LEFT JOIN perfetto.host_lane l ON l.id = h.rowid
 def _describe(table: KernelTable) -> None:
     """Tables ``row(track, thread, lane, pid, tid)``: the ids of rows in the file, and
     ``named(id, line)``: the events that name rows and processes."""
-    processes: dict[tuple[int, int], list[_Row]] = {}
-    for row in sorted((_Row(*each) for each in table.rows(_ROWS)), key=lambda row: row.place):
-        processes.setdefault((row.file, row.pid), []).append(row)
-    events, ids = [], []
+    rows = sorted((_Row(*each) for each in table.rows(_ROWS)), key=lambda row: row.place)
+    pids = {process: pid for pid, process in enumerate({row.process: 0 for row in rows}, 1)}
+    named = [
+        ("process", {"pid": pid}, _process_name(table, [r for r in rows if r.process == process]))
+        for process, pid in pids.items()
+    ]
+    ids = []
     # A thread with the id of its process would be its main one, so these go on after those.
-    tid = len(processes)
-    for pid, rows in enumerate(processes.values(), 1):
-        events += _naming("process", {"pid": pid}, _process_name(table, rows), pid)
-        for row in rows:
-            tid += 1
-            events += _naming("thread", {"pid": pid, "tid": tid}, row.name, tid)
-            ids.append((row.track, row.device is None, row.lane, pid, tid))
-    lines = [json.dumps(event, ensure_ascii=False) for event in events]
+    for tid, row in enumerate(rows, len(pids) + 1):
+        pid = pids[row.process]
+        named.append(("thread", {"pid": pid, "tid": tid}, row.name))
+        ids.append((row.track, row.device is None, row.lane, pid, tid))
+    lines = [
+        json.dumps(
+            {"ph": "M", **on, "name": f"{what}_{key}", "args": {key: value}}, ensure_ascii=False
+        )
+        for place, (what, on, name) in enumerate(named)
+        for key, value in (("name", name), ("sort_index", place))
+    ]
     write_texts(table.db, "perfetto.named", range(len(lines)), line=lines)
     table.db.execute(
         "CREATE TABLE perfetto.row (track INTEGER, thread BOOLEAN, lane BIGINT, pid INTEGER, "
@@ -362,15 +351,7 @@ def _process_name(table: KernelTable, rows: list[_Row]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _naming(what: str, ids: dict[str, int], name: str, place: int) -> list[dict[str, object]]:
-    event = {"ph": "M", **ids}
-    return [
-        event | {"name": f"{what}_name", "args": {"name": name}},
-        event | {"name": f"{what}_sort_index", "args": {"sort_index": place}},
-    ]
-
-
-def _lines(table: KernelTable, detailed: bool) -> str:
+def _lines(table: KernelTable) -> str:
     """SQL for the lines of the file; a comma stands before each event but the first."""
     zero = table.rows(
         "SELECT least((SELECT min(start) FROM perfetto.slice), "
@@ -397,10 +378,12 @@ def _lines(table: KernelTable, detailed: bool) -> str:
         flow=f"if(k.launch_tid IS NULL, '', {_json(arrow, id='k.rowid', way=literal('in'))})",
         names="n.json", module="p.json", step="coalesce(s.json, '')",
         mode="if(k.graph_node IS NULL, 'eager', 'graph')",
-        sizes=f"coalesce({sizes}, '')" if detailed else "''",
+        sizes=f"coalesce({sizes}, '')",
     )  # fmt: skip
-    names = '"name":<short>,"cat":<family>,"args":{' + '"demangled":<name>,' * detailed
-    named = _json(names, **{part: f"to_json({part})" for part in ("short", "family", "name")})
+    names = _json(
+        '"name":<short>,"cat":<family>,"args":{"demangled":<name>,',
+        **{part: f"to_json({part})" for part in ("short", "family", "name")},
+    )
     module = _json('"module":<path>,', path="to_json(path)")
     step = _json('"step":<number>,"label":<label>,', number="number", label="to_json(label)")
     return f"""
@@ -413,7 +396,7 @@ def _lines(table: KernelTable, detailed: bool) -> str:
         FROM perfetto.slice k LEFT JOIN perfetto.slice_lane l ON l.id = k.rowid
         JOIN perfetto.stream t ON t.id = k.stream
         JOIN perfetto.row r ON NOT r.thread AND r.track = k.stream AND r.lane = coalesce(l.lane, 0)
-        JOIN (SELECT id, {named} AS json FROM name) n ON n.id = k.name_id
+        JOIN (SELECT id, {names} AS json FROM name) n ON n.id = k.name_id
         JOIN (SELECT id, if(path = '', '', {module}) AS json FROM path) p ON p.id = k.path_id
         LEFT JOIN (SELECT file, id, {step} AS json FROM step) s
         ON s.file = t.file AND s.id = k.step)
