@@ -177,7 +177,7 @@ BAD_TRACES = [
     (other_sqlite, "not an nsys export"),
     (no_kernels, "no GPU kernels in this export (no GPU activity)"),
     (no_kernel_rows, "the kernel table is empty"),
-    (nvtx_only, "no GPU kernels in this export (NVTX ranges only)"),
+    (nvtx_only, "no GPU kernels in this export"),
     (graph_level, "--cuda-graph-trace=graph"),
     (truncated, "truncated"),
     (missing, "no such file"),

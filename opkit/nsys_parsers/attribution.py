@@ -123,10 +123,9 @@ class Attribution:
         """Tables ``path(id, path, module)`` and ``module_range``; the path id of each range."""
         parent = self._modules.by_thread.parent
         depth = np.minimum(depths(parent), MAX_DEPTH)
-        name = np.array([m or t for m, t in zip(labels.module, labels.text, strict=True)], object)
-        is_module = np.array([bool(m) for m in labels.module])
         ids = np.full(len(text), NO_PATH, np.int64)
-        paths, modules = [""], [""]
+        known: dict[tuple[str, str], int] = {("", ""): NO_PATH}
+        found = [("", "")]  # path and module, by id
         by_depth = np.argsort(depth, kind="stable")
         ends = np.searchsorted(depth[by_depth], np.arange(MAX_DEPTH + 2))
         for level in range(MAX_DEPTH):
@@ -134,17 +133,20 @@ class Attribution:
             if not len(here):
                 break
             above = np.where(parent[here] >= 0, ids[parent[here]], NO_PATH)
-            # A module marker names its whole path; any other text is added to what encloses it.
-            above[is_module[text[here]]] = NO_PATH
-            distinct, ids_here = np.unique(above << 32 | text[here], return_inverse=True)
-            ids[here] = ids_here + len(paths)
-            for key in distinct.tolist():
-                base, own = paths[key >> 32], key & 0xFFFFFFFF
-                paths.append(f"{base}/{name[own]}" if base else str(name[own]))
-                modules.append(str(name[own]) if is_module[own] else modules[key >> 32])
+            distinct, which = np.unique(above << 32 | text[here], return_inverse=True)
+            made = np.empty(len(distinct), np.int64)
+            for number, key in enumerate(distinct.tolist()):
+                own = key & 0xFFFFFFFF
+                path, module = found[key >> 32]
+                named = below(path, module, labels.text[own], labels.module[own])
+                made[number] = known.setdefault(named, len(known))
+                if made[number] == len(found):
+                    found.append(named)
+            ids[here] = made[which]
         deep = by_depth[ends[MAX_DEPTH] :]
         ids[deep] = _shallow(ids, parent, deep)
-        write_texts(db, "path", range(len(paths)), path=paths, module=modules)
+        paths, modules = zip(*found, strict=True)
+        write_texts(db, "path", range(len(found)), path=paths, module=modules)
         write(
             db,
             "module_range",
@@ -176,6 +178,29 @@ class Attribution:
             },
         )
         return ids
+
+
+def below(path: str, module: str, text: str, marker: str) -> tuple[str, str]:
+    """Path and module of a range inside a range of ``path`` and ``module``.
+
+    A marker names its whole path, so it replaces what encloses it; any other text is added. But a
+    module that layers share (vLLM's ``rotary_emb``) is marked with the name of one of them
+    wherever it is called: numbers in a marker's path are those of what encloses it.
+
+    Args:
+        path, module: of the enclosing range; empty if there is none.
+        text: of the range.
+        marker: the module that the range marks, or empty.
+    """
+    if not marker:
+        return f"{path}/{text}" if path else text, module
+    outer, inner = module.split("."), marker.split(".")
+    for at, (above, own) in enumerate(zip(outer, inner, strict=False)):
+        if above != own and not (above.isdecimal() and own.isdecimal()):
+            break
+        inner[at] = above
+    whole = ".".join(inner)
+    return whole, whole
 
 
 def _shallow(ids: Int64, parent: Int64, deep: Int64) -> Int64:

@@ -21,7 +21,7 @@ from pathlib import Path
 from opkit.nsys_parsers.export import TraceFacts
 
 # Raise it whenever what an entry holds changes.
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 SUFFIX = ".opkit"
 FACTS = "facts.json"
 _LOCK, _MAKING = "lock", "making-"

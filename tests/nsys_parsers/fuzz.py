@@ -14,17 +14,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
-import gzip
 import io
 import json
 import os
-import random
 import re
 import resource
 import selectors
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -38,7 +35,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from fuzz_files import ANY_BYTES, KINDS, Made, make, unpack  # noqa: E402
+from fuzz_files import Made, make, unpack  # noqa: E402
 
 LIMIT_S = 30.0
 MEMORY = 8 << 30  # address space of a worker: beyond it an input fails instead of the machine
@@ -142,7 +139,9 @@ def _traceback(err: str) -> str:
     """Exception and the innermost line of opkit."""
     places = re.findall(r'File "[^"]*?(opkit/[\w/]+\.py)", line (\d+)', err)
     places = [place for place in places if "opkit/cli.py" not in place[0]] or places
-    raised = [line for line in err.splitlines() if re.match(r"[\w.]+(Error|Exception|Iteration)", line)]
+    raised = [
+        line for line in err.splitlines() if re.match(r"[\w.]+(Error|Exception|Iteration)", line)
+    ]
     name = raised[-1][:110] if raised else "?"
     return f"{':'.join(places[-1]) if places else '?'} {_shape(name)}"
 
@@ -217,7 +216,9 @@ class Lane:
 class Runner:
     """Runs inputs in workers; ``told`` has a row a question."""
 
-    def __init__(self, seed: int, sources: list[Path], room: Path, limit_s: float = LIMIT_S) -> None:
+    def __init__(
+        self, seed: int, sources: list[Path], room: Path, limit_s: float = LIMIT_S
+    ) -> None:
         self.seed, self.sources, self.room, self.limit_s = seed, sources, room, limit_s
         self.told: list[Told] = []
         self.peak_kib = 0
@@ -240,7 +241,11 @@ class Runner:
                             self.told.append(told)
                             each(told)
                     for lane in lanes:
-                        if lane.process and lane.now and time.monotonic() > lane.began + self.limit_s:
+                        if (
+                            lane.process
+                            and lane.now
+                            and time.monotonic() > lane.began + self.limit_s
+                        ):
                             lane.process.kill()  # what it was at is told when its pipe ends
             finally:
                 for lane in lanes:
@@ -289,7 +294,9 @@ class Runner:
         seconds = time.monotonic() - lane.began
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
         if how == f"signal {int(signal.SIGKILL)}" and seconds >= self.limit_s:
-            frames = re.findall(r'(opkit/[\w/]+\.py)", line (\d+) in (\w+)', _text(lane.room / "stack.txt"))
+            frames = re.findall(
+                r'(opkit/[\w/]+\.py)", line (\d+) in (\w+)', _text(lane.room / "stack.txt")
+            )
             inside = [frame for frame in frames if frame[0] != "opkit/cli.py"]
             how = f"hang in {':'.join(inside[0]) if inside else '?'}"
         else:
@@ -335,7 +342,9 @@ def report(runner: Runner) -> str:
         f"{len(inputs):,} inputs, {len(told):,} questions, {len(failed):,} inputs failed; slowest "
         f"{max((t.seconds for t in told), default=0):.1f} s, peak {runner.peak_kib >> 10:,} MiB"
     )
-    lines.append(f"{'kind':28}{'inputs':>8}{'accepted':>10}{'refused':>9}{'failed':>8}  (questions)")
+    lines.append(
+        f"{'kind':28}{'inputs':>8}{'accepted':>10}{'refused':>9}{'failed':>8}  (questions)"
+    )
     for kind in sorted({t.kind for t in told}):
         of = [t for t in told if t.kind == kind]
         count = Counter(t.outcome for t in of)

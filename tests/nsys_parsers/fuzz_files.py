@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzz_tables import made_tables
-from made_export import EAGER_STEP, SCHEMA, make_export
+from made_export import SCHEMA, make_export
 
 GRAPH_ONLY = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
 
@@ -78,8 +78,8 @@ def unpack(folders: tuple[Path, ...], patterns: tuple[str, ...], into: Path) -> 
 def make(seed: int, number: int, folder: Path, sources: list[Path]) -> Made:
     """Input ``number`` of a run."""
     kind, maker = ROTA[number % len(ROTA)]
-    before = sum(each is ROTA[number % len(ROTA)] for each in ROTA[: number % len(ROTA)])
-    turn = number // len(ROTA) * sum(k == kind for k, _ in ROTA) + before
+    earlier = sum(each == kind for each, _ in ROTA[: number % len(ROTA)])
+    turn = number // len(ROTA) * KINDS[kind][0] + earlier
     folder.mkdir(parents=True)
     rng = random.Random(f"{seed} {number}")
     subjects = maker(_Room(rng, folder, sources, turn, seed))
@@ -427,21 +427,9 @@ def _options(room: _Room) -> list[str]:
         ["--step-pattern", rng.choice(["(", "\udcff", "a" * 99_999, "(a*)*b", "x{1001}", "\x01"])],
         ["--step", rng.choice(["\udcff", "²", "0" * 400, "-1", "1.0"])],
         ["--module", rng.choice(["\udcff", "(?P<a>.)", "\\", "a" * 99_999])],
-        ["--perfetto", "/nowhere/x.json"], ["--perfetto", "/"], ["--perfetto", "/dev/full"],
+        ["--perfetto", "/nowhere/x.json"], ["--perfetto", "/"], ["--perfetto", "."],
     ]  # fmt: skip
     return [*given[room.turn % len(given)], str(path)]
-
-
-def _steps_of(text: str) -> Callable[[_Room], list[str]]:
-    def label(room: _Room) -> list[str]:
-        path = make_export(room.folder / "in.sqlite")
-        db = sqlite3.connect(path)
-        db.execute("UPDATE NVTX_EVENTS SET text = ? WHERE text = ?", (text, EAGER_STEP))
-        db.commit()
-        db.close()
-        return [str(path)]
-
-    return label
 
 
 KINDS: dict[str, tuple[int, Callable[[_Room], list[str]]]] = {

@@ -233,7 +233,7 @@ def test_a_file_of_another_kind_is_refused(content: bytes, said: str, tmp_path: 
         ("CREATE TABLE t (a); DROP TABLE t", "without any table"),
         ("CREATE TABLE StringIds (id, value)", r"no GPU kernels .*no GPU activity"),
         ("CREATE TABLE StringIds (id, value); CREATE TABLE NVTX_EVENTS (start)",
-         r"no GPU kernels .*NVTX ranges only"),
+         r"no GPU kernels .*NVTX events, but no GPU activity"),
         ("CREATE TABLE StringIds (id, value); CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE (start)",
          "recorded with --cuda-graph-trace=graph"),
     ],

@@ -4,16 +4,14 @@ The form is Chrome's JSON ("Trace Event Format", Google, 2016): an event of phas
 ``ts`` and ``dur`` in µs with three decimals, so that no ns is lost. Slices of one row may nest but
 never cross (Perfetto v52 drops those that do), so what overlaps gets *lanes*, rows of their own.
 
-DuckDB gathers and writes the slices, numpy sees those that overlap, Python the rows.
+DuckDB gathers and writes all of it; numpy sees what overlaps, about 150 bytes each.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -24,7 +22,6 @@ from opkit.nsys_parsers.export import first_line, quoted
 from opkit.nsys_parsers.kernels import SIZES, THREAD_BITS
 from opkit.nsys_parsers.ranges import COUNTER_SQL, MODULE_SQL, STILL_OPEN
 from opkit.nsys_parsers.stacks import NOWHERE, Int64, Stacks, write
-from opkit.nsys_parsers.strings import write_texts
 from opkit.nsys_parsers.table import KernelTable
 from opkit.nsys_parsers.views.view import Selection, literal, regex
 
@@ -267,88 +264,58 @@ def _ends_of(pointer: Int64) -> Int64:
         pointer = further
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of the picture: one lane of a thread, or of a stream."""
-
-    rank: int | None
-    file: int
-    pid: int
-    device: int | None  # None: a thread
-    number: int  # globalTid, or the stream's
-    lane: int
-    track: int  # id in table ``thread`` or ``stream``
-
-    @property
-    def process(self) -> tuple[int, ...]:
-        """Which it is of; ranks come first."""
-        return (self.rank is None, self.rank or 0, self.file, self.pid)
-
-    @property
-    def place(self) -> tuple[int, ...]:
-        """Threads stand before streams."""
-        device = NOWHERE if self.device is None else self.device
-        return (*self.process, device, self.number, self.lane)
-
-    @property
-    def name(self) -> str:
-        name = f"GPU {self.device} · stream {self.number}"
-        if self.device is None:
-            name = f"thread {self.number & THREAD_BITS}"
-        return f"{name} ({self.lane + 1})" if self.lane else name
-
-
-_ROWS = """
-SELECT s.rank, s.file, s.pid, s.device, s.stream, r.lane, s.id FROM perfetto.stream s JOIN (
-    SELECT DISTINCT k.stream AS id, coalesce(l.lane, 0) AS lane
-    FROM perfetto.slice k LEFT JOIN perfetto.slice_lane l ON l.id = k.rowid) r USING (id)
-UNION ALL
-SELECT DISTINCT h.rank, h.file, h.pid, NULL, h.tid, coalesce(l.lane, 0), h.thread
-FROM perfetto.host h LEFT JOIN perfetto.host_lane l ON l.id = h.rowid
-"""
-
-
 def _describe(table: KernelTable) -> None:
-    """Tables ``row(track, thread, lane, pid, tid)``: the ids of rows in the file, and
-    ``named(id, line)``: the events that name rows and processes."""
-    rows = sorted((_Row(*each) for each in table.rows(_ROWS)), key=lambda row: row.place)
-    pids = {process: pid for pid, process in enumerate({row.process: 0 for row in rows}, 1)}
-    named = [
-        ("process", {"pid": pid}, _process_name(table, [r for r in rows if r.process == process]))
-        for process, pid in pids.items()
-    ]
-    ids = []
-    # A thread with the id of its process would be its main one, so these go on after those.
-    for tid, row in enumerate(rows, len(pids) + 1):
-        pid = pids[row.process]
-        named.append(("thread", {"pid": pid, "tid": tid}, row.name))
-        ids.append((row.track, row.device is None, row.lane, pid, tid))
-    lines = [
-        json.dumps(
-            {"ph": "M", **on, "name": f"{what}_{key}", "args": {key: value}}, ensure_ascii=False
-        )
-        for place, (what, on, name) in enumerate(named)
-        for key, value in (("name", name), ("sort_index", place))
-    ]
-    write_texts(table.db, "perfetto.named", range(len(lines)), line=lines)
+    """Table ``row(rank, file, pid, device, number, lane, track, thread, process, id)``: each lane
+    of a thread or stream, with ids of its process and of its own for the file. They count from 1:
+    Perfetto takes 32 bits, and processes of several hosts may have the same."""
     table.db.execute(
-        "CREATE TABLE perfetto.row (track INTEGER, thread BOOLEAN, lane BIGINT, pid INTEGER, "
-        "tid INTEGER)"
+        """
+        CREATE TABLE perfetto.row AS
+        WITH found AS (
+            SELECT s.rank, s.file, s.pid, s.device, s.stream AS number, r.lane, s.id AS track
+            FROM perfetto.stream s JOIN (
+                SELECT DISTINCT k.stream AS id, coalesce(l.lane, 0) AS lane
+                FROM perfetto.slice k LEFT JOIN perfetto.slice_lane l ON l.id = k.rowid
+            ) r USING (id)
+            UNION ALL
+            SELECT DISTINCT h.rank, h.file, h.pid, NULL, h.tid, coalesce(l.lane, 0), h.thread
+            FROM perfetto.host h LEFT JOIN perfetto.host_lane l ON l.id = h.rowid),
+        -- Ranks before other processes, threads before streams.
+        placed AS (
+            SELECT *, dense_rank() OVER (ORDER BY rank NULLS LAST, file, pid) AS process,
+                   row_number() OVER (ORDER BY rank NULLS LAST, file, pid, device NULLS FIRST,
+                                      number, lane) AS place
+            FROM found)
+        -- A thread with the id of its process would be its main one: rows go on after those.
+        SELECT *, device IS NULL AS thread, place + max(process) OVER () AS id FROM placed
+        """
     )
-    table.db.executemany("INSERT INTO perfetto.row VALUES (?, ?, ?, ?, ?)", ids)
 
 
-def _process_name(table: KernelTable, rows: list[_Row]) -> str:
-    """As ``rank 0 · GPU 0 · pid 1234``; the file too where its clock is its own."""
-    first = rows[0]
-    devices = sorted({row.device for row in rows if row.device is not None})
-    parts = [
-        f"rank {first.rank}" if first.rank is not None else "",
-        f"GPU {', '.join(map(str, devices))}" if devices else "",
-        f"pid {process}" if (process := first.pid >> 24 & 0xFFFFFF) else "",
-        "" if table.one_clock else f"{table.facts[first.file].path.name} (own clock)",
-    ]
-    return " · ".join(part for part in parts if part)
+def _names(table: KernelTable) -> str:
+    """SQL for the events that name processes and rows, and tell their order."""
+    thread = f"'thread ' || (number & {THREAD_BITS})"
+    stream = "'GPU ' || device || ' · stream ' || number"
+    files = " ".join(
+        f"WHEN {file} THEN {literal(facts.path.name)}" for file, facts in enumerate(table.facts)
+    )
+    own_clock = "NULL" if table.one_clock else f"CASE file {files} END || ' (own clock)'"
+    event = '{"ph":"M","pid":<process><tid>,"name":"<what>_'
+    order = event + 'sort_index","args":{"sort_index":<id>}}'
+    line = _json(
+        event + 'name","args":{"name":<name>}},' + order,
+        process="process", what="what", name="to_json(name)", id="id",
+        tid=f"""if(what = 'thread', {_json(',"tid":<id>', id="id")}, '')""",
+    )  # fmt: skip
+    return f"""
+    SELECT if(id = 1, '', ',') || {line} FROM (
+        SELECT 'process' AS what, process, process AS id, concat_ws(' · ', 'rank ' || rank,
+            'GPU ' || string_agg(DISTINCT device, ', ' ORDER BY device),
+            'pid ' || nullif(pid >> 24 & {THREAD_BITS}, 0), {own_clock}) AS name
+        FROM perfetto.row GROUP BY rank, file, pid, process
+        UNION ALL SELECT 'thread', process, id, if(thread, {thread}, {stream})
+            || if(lane > 0, ' (' || (lane + 1) || ')', '') FROM perfetto.row)
+    ORDER BY id"""
 
 
 def _lines(table: KernelTable) -> str:
@@ -360,7 +327,7 @@ def _lines(table: KernelTable) -> str:
     event = ',{"ph":"X","pid":<pid>,"tid":<tid>,"ts":<ts>,"dur":<dur>,'
     arrow = '"bind_id":"0x<id>","flow_<way>":true,'
     common = {
-        "pid": "r.pid", "tid": "r.tid", "ts": _us(f"k.start - {zero}"),
+        "pid": "r.process", "tid": "r.id", "ts": _us(f"k.start - {zero}"),
         "dur": _us('k."end" - k.start'),
     }  # fmt: skip
     host = _json(
@@ -388,7 +355,7 @@ def _lines(table: KernelTable) -> str:
     step = _json('"step":<number>,"label":<label>,', number="number", label="to_json(label)")
     return f"""
     SELECT '{{"displayTimeUnit":"ns","traceEvents":['
-    UNION ALL (SELECT if(id = 0, line, ',' || line) FROM perfetto.named ORDER BY id)
+    UNION ALL ({_names(table)})
     UNION ALL (SELECT {host} FROM perfetto.host k LEFT JOIN perfetto.host_lane l ON l.id = k.rowid
         JOIN perfetto.row r ON r.thread AND r.track = k.thread AND r.lane = coalesce(l.lane, 0)
         ORDER BY k.thread, k.start, k."end" DESC)
