@@ -41,6 +41,8 @@ LIMIT_S = 30.0
 MEMORY = 8 << 30  # address space of a worker: beyond it an input fails instead of the machine
 MAY_END = {0, 3, 4, 5}  # and 1 for diff: see opkit.errors
 REAL = (HERE.parent / "traces", HERE.parents[2] / "shared" / "traces")
+HELPERS = {"rows", "main", "write_texts", "iterate", "answer", "write"}
+RAISED = re.compile(r"[\w.]+(Error|Exception|Iteration)\b")
 ALL_SOURCES, SMALL_SOURCES = ("*.sqlite.gz",), ("h200-rank*.sqlite.gz",)
 
 
@@ -77,13 +79,13 @@ def ask(words: list[str]) -> Answer:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         real = cli.cli
         if words[0] == "open_trace":
-            setattr(cli, "cli", _Reader(words[1]))  # main's own handling of errors around it
+            vars(cli)["cli"] = _Reader(words[1])  # main's own handling of errors around it
         try:
             cli.main()
         except SystemExit as ended:
             code = ended.code
         finally:
-            setattr(cli, "cli", real)
+            vars(cli)["cli"] = real
     texts = []
     for stream in (out, err):
         stream.flush()
@@ -164,6 +166,7 @@ def work(seed: int, numbers: list[int], room: Path, sources: list[Path], keep: b
     stacks = (room / "stack.txt").open("w+")
     for number in numbers:
         folder, scratch = room / f"{number}", room / "tmp"
+        shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)

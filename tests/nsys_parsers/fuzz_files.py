@@ -235,7 +235,7 @@ def _pages(room: _Room) -> list[str]:
 
 def _packed(room: _Room) -> list[str]:
     """Gzip files, whole and damaged, of sound and damaged exports."""
-    rng, target = room.rng, room.folder / rng_name(room.rng)
+    rng, target = room.rng, room.folder / room.rng.choice(["in.sqlite.gz", "copy.sqlite"])
     data = bytearray(gzip.compress(room.copy().read_bytes(), 1))
     match rng.randrange(7):
         case 0:
@@ -254,13 +254,10 @@ def _packed(room: _Room) -> list[str]:
     return [str(target)]
 
 
-def rng_name(rng: random.Random) -> str:
-    return rng.choice(["in.sqlite.gz", "in.sqlite"])
-
-
 def _other_files(room: _Room) -> list[str]:
     """What is no export: noise, other databases, no files at all."""
-    rng, path = room.rng, room.folder / rng.choice(["in.sqlite", "in.sqlite.gz", "in.nsys-rep"])
+    rng = room.rng
+    path = room.folder / rng.choice(["in.sqlite", "in.sqlite.gz", "in.nsys-rep"])
     match rng.randrange(16):
         case 0:
             path.write_bytes(rng.randbytes(rng.randrange(5000)))

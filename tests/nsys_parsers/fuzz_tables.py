@@ -11,7 +11,16 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from made_export import (
-    COPY, EAGER_STEP, GEMM, GRAPH_STEP, OTHER_PID, PID, SCHEMA, TID, TOPK, module_range,
+    COPY,
+    EAGER_STEP,
+    GEMM,
+    GRAPH_STEP,
+    OTHER_PID,
+    PID,
+    SCHEMA,
+    TID,
+    TOPK,
+    module_range,
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -246,7 +255,7 @@ def _shape(shape: str, rows: dict[str, list[Row]]) -> None:
             rows[STRINGS] += [{"id": 20 + i, "value": text} for i, text in enumerate(LONG)]
             ranges(len(LONG), 0, 100, 0, LONG)
             for number in range(len(LONG)):
-                row = {name: 1 for name in READ[KERNEL]}
+                row = dict.fromkeys(READ[KERNEL], 1)
                 rows[KERNEL].append(row | {"demangledName": 20 + number, "globalPid": PID})
         case "deep long texts":
             ranges(70, 0, 9_000, -1, ["A" * 100_000 + str(i) for i in range(70)])

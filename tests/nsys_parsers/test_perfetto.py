@@ -142,7 +142,7 @@ def test_times_are_exact_to_the_ns_and_begin_with_the_first_event(tmp_path: Path
     with open_table([RECORDED / "h100-process-e2e.sqlite.gz"], NO_CACHE) as table:
         slices = written(table, tmp_path)
         rows = table.rows('SELECT start, "end" FROM kernel ORDER BY ALL')
-        first = table.rows("SELECT min(launch_start) FROM kernel")[0][0]
+    first = min(start for start, _ in rows)  # in this trace a fill comes before any launch
     assert sorted((s.start + first, s.end + first) for s in slices if s.executed) == rows
 
 
@@ -171,21 +171,19 @@ def test_a_slice_tells_where_its_kernel_comes_from(tmp_path: Path) -> None:
     with open_table([make_export(tmp_path / "made.sqlite")], NO_CACHE) as table:
         slices = written(table, tmp_path, Selection(step="0"))
         name = table.rows("SELECT name FROM name WHERE short LIKE '%topKPerRow%'")[0][0]
-    told = next(s for s in slices if s.executed and "topKPerRow" in s.name)
+    told = min((s for s in slices if "topKPerRow" in s.name), key=lambda s: s.start)
     assert told.event["args"] == {
         "demangled": name, "module": "model.layers.0.self_attn", "step": 0, "label": EAGER_STEP,
         "mode": "eager", "grid": "8,1,1", "block": "0,0,0",
     }  # fmt: skip
     assert told.process == f"rank 0 · GPU 0 · pid {PID >> 24 & 0xFFFFFF}"
-    assert told.row == "GPU 0 · stream 7"
+    assert told.row.startswith("GPU 0 · stream 7")
 
 
 def test_copies_have_no_grid_and_graphs_are_told_from_eager(tmp_path: Path) -> None:
     made = Export()
     made.launch("[memset]", 100, 200)
-    made.node(11, 20)
-    made.call(300, 5000)
-    made.kernel("k", 400, 5000, node=11)
+    made.launch("k", 300, 400, node=11)
     with opened(made, tmp_path) as table:
         told = {s.name: s.event["args"] for s in written(table, tmp_path) if s.executed}
     assert told["[memset]"] == {"demangled": "[memset]", "mode": "eager"}
@@ -231,23 +229,15 @@ def test_kernels_that_overlap_on_one_stream_get_lanes(tmp_path: Path) -> None:
         made.launch(name, 10, start, ns=ns)
     made.launch("a", 10, 5000, ns=10)
     made.launch("a", 10, 5010, ns=10)
+    for ns in (100, 100, 100, 0):
+        made.launch("e", 10, 9000, ns=ns)
     with opened(made, tmp_path) as table:
         slices = written(table, tmp_path)
     first, second = "GPU 0 · stream 7", "GPU 0 · stream 7 (2)"
     assert rows_of(slices, "a") == [first] * 3
     assert rows_of(slices, "b") == [second]
     assert rows_of(slices, "c") == rows_of(slices, "d") == [first]
-
-
-def test_kernels_at_the_same_time_are_all_there(tmp_path: Path) -> None:
-    made = Export()
-    for _ in range(3):
-        made.launch("k", 10, 1000, ns=100)
-    made.launch("k", 10, 1100, ns=0)
-    made.launch("k", 10, 1100, ns=5)
-    with opened(made, tmp_path) as table:
-        slices = written(table, tmp_path)
-    assert len(set(rows_of(slices, "k"))) == 3
+    assert len(set(rows_of(slices, "e"))) == 4
 
 
 def test_a_range_that_crosses_moves_with_what_it_holds(tmp_path: Path) -> None:
@@ -321,7 +311,8 @@ def test_nested_lanes_hold_what_nests(given_rows: list[tuple[int, int, int]]) ->
 
 def test_an_arrow_leads_from_each_eager_launch_to_its_kernel(tmp_path: Path) -> None:
     with open_table([make_export(tmp_path / "made.sqlite")], NO_CACHE) as table:
-        slices = written(table, tmp_path)
+        slices = written(table, tmp_path, arrows=24)
+        none = written(table, tmp_path, arrows=23)
         called = table.rows(
             "SELECT launch_start - (SELECT min(start) FROM range), name_id FROM kernel "
             "WHERE graph_node IS NULL AND launch_start IS NOT NULL ORDER BY ALL"
@@ -332,27 +323,26 @@ def test_an_arrow_leads_from_each_eager_launch_to_its_kernel(tmp_path: Path) -> 
     assert len(into) == len(out) == 24
     assert sorted((s.start, ids[into[key].name]) for key, s in out.items()) == called
     assert all(s.process == into[key].process for key, s in out.items())
-
-
-def test_too_many_arrows_are_none(tmp_path: Path) -> None:
-    with open_table([make_export(tmp_path / "made.sqlite")], NO_CACHE) as table:
-        some = written(table, tmp_path, arrows=24)
-        none = written(table, tmp_path, arrows=23)
-    assert sum("bind_id" in s.event for s in some) == 48
     assert [s for s in none if "bind_id" in s.event or s.event["cat"] == "launch"] == []
 
 
 # Ranks.
 
 
-def test_ranks_of_several_files_have_processes_of_their_own(tmp_path: Path) -> None:
-    paths = [tmp_path / f"rank{number}.sqlite" for number in range(2)]
-    for number, path in enumerate(paths):
+def of_ranks(folder: Path, begun: list[int]) -> KernelTable:
+    """Two files of one kernel each, their sessions begun at these times."""
+    paths = [folder / f"rank{number}.sqlite" for number in range(2)]
+    for path in paths:
         made = Export()
-        made.add("TARGET_INFO_SESSION_START_TIME", utcEpochNs=1_000 * number)
+        if begun:
+            made.add("TARGET_INFO_SESSION_START_TIME", utcEpochNs=begun.pop(0))
         made.launch("k", 10, 1_000)
         made.write(path)
-    with open_table(paths, NO_CACHE) as table:
+    return open_table(paths, NO_CACHE)
+
+
+def test_ranks_of_several_files_have_processes_of_their_own(tmp_path: Path) -> None:
+    with of_ranks(tmp_path, [0, 1_000]) as table:
         slices = written(table, tmp_path)
         one = written(table, tmp_path, Selection(rank=1))
     pid = PID >> 24 & 0xFFFFFF
@@ -362,16 +352,10 @@ def test_ranks_of_several_files_have_processes_of_their_own(tmp_path: Path) -> N
 
 
 def test_a_file_with_its_own_clock_says_so(tmp_path: Path) -> None:
-    paths = [tmp_path / f"rank{number}.sqlite" for number in range(2)]
-    for path in paths:
-        made = Export()
-        made.launch("k", 10, 1_000)
-        made.write(path)
-    with open_table(paths, NO_CACHE) as table:
+    with of_ranks(tmp_path, []) as table:
         processes = {s.process for s in written(table, tmp_path)}
-    assert {name.rpartition(" · ")[2] for name in processes} == {
-        f"rank{number}.sqlite (own clock)" for number in range(2)
-    }
+    said = {name.rpartition(" · ")[2] for name in processes}
+    assert said == {"rank0.sqlite (own clock)", "rank1.sqlite (own clock)"}
 
 
 def test_a_process_that_only_copies_stands_last_without_a_rank(tmp_path: Path) -> None:
@@ -413,7 +397,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_the_table_usable(tmp_pat
             write_perfetto(table, ALL, tmp_path / "missing" / "t.json")
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
         try:
-            with pytest.raises(OSError, match="t.json"):
+            with pytest.raises(OSError, match=r"t\.json"):
                 write_perfetto(table, ALL, path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
