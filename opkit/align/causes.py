@@ -116,7 +116,7 @@ def advise_names(pairs: Sequence[KernelPair]) -> Advice:
         return NO_KV_CACHE
     if "norm" in missing and "norm" not in extra and extra & {"reduce", "cast", "elementwise"}:
         return UNFUSED_NORM
-    if "nccl" in missing and not extra:
+    if missing & {"nccl", "all-reduce", "fused all-reduce"} and not extra:
         return COMMUNICATION
     if mock_only and all(p.glue for p in mock_only) and not e2e_only:
         return EXTRA_GLUE

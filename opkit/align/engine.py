@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from opkit.align import sequence
 from opkit.align.regions import (
     CaseRegions,
+    Launch,
     Region,
     StepKernels,
     mark_layers,
@@ -26,7 +27,6 @@ from opkit.nsys_parsers.trace import Trace, open_trace
 
 # Steps of one shape that are read: enough for medians, and bounded however long the trace is.
 MAX_STEPS = 16
-COMMUNICATION = "nccl"  # the family of collectives, whoever's they are
 
 
 @dataclass(frozen=True)
@@ -197,19 +197,37 @@ def _without_communication(found: CaseRegions, engine: Engine) -> CaseRegions | 
     None when nothing else was found.
     """
     regions = tuple(
-        replace(r, launches=tuple(x for x in r.launches if x.name.family != COMMUNICATION))
+        replace(r, launches=tuple(x for x, out in _communicating(r.launches) if not out))
         for r in found.regions
     )
     left = {
         launch.name.short
         for region in found.regions
-        for launch in region.launches
-        if launch.name.family == COMMUNICATION
+        for launch, out in _communicating(region.launches)
+        if out
     }
     if left:
-        engine.notes.append(f"communication left out of the engine's regions: {', '.join(left)}")
+        listed = ", ".join(sorted(left))
+        engine.notes.append(f"communication left out of the engine's regions: {listed}")
     regions = tuple(region for region in regions if region.launches)
     return replace(found, regions=regions) if regions else None
+
+
+def _communicating(launches: Sequence[Launch]) -> Iterator[tuple[Launch, bool]]:
+    """Each launch, and whether it communicates or copies for what communicates next.
+
+    Outside graphs vLLM's own all-reduce first copies its input into a buffer that all ranks see
+    (``CustomAllreduce.all_reduce``, ``registered=False``).
+    """
+    after = [*launches[1:], None]
+    for launch, following in zip(launches, after, strict=True):
+        staging = (
+            following is not None
+            and following.name.communication
+            and not launch.from_graph
+            and launch.name.demangled == "[memcpy DtoD]"
+        )
+        yield launch, launch.name.communication or staging
 
 
 def _count_layers(found: CaseRegions, case: Case, layers: int, engine: Engine) -> None:

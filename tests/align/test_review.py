@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from gpu_export import Export
-from made_pair import CASES, CONTEXT, LAYERS, engine, mock
+from made_pair import CASES, CONTEXT, GENERATION, LAYERS, Kernels, engine, mock
 from made_subject import (
     OPERAND,
     PAIRS,
@@ -208,6 +208,27 @@ def test_regions_of_nothing_but_collectives_do_not_crash(tmp_path: Path) -> None
     theirs = engine(attention=(nccl, nccl)).write(tmp_path / "e2e.sqlite")
     result = judge(Question(DSA, ours, (theirs,)))
     assert result.verdict is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("staged", "outcome"),
+    [
+        # vLLM's own all-reduce outside graphs: a copy into the shared buffer, then the exchange.
+        ((("[memcpy DtoD]", 4.1), ("cross_device_reduce_1stage", 9.0)), Outcome.PASS),
+        # A copy that nothing sends on is the op's.
+        ((("cross_device_reduce_1stage", 9.0), ("[memcpy DtoD]", 40.0)), Outcome.FAIL),
+    ],
+)
+def test_a_copy_for_a_collective_is_communication(
+    staged: Kernels, outcome: Outcome, tmp_path: Path
+) -> None:
+    ours = say(written(mock(), tmp_path / "mock.sqlite"), tp_size=2)
+    theirs = say(
+        written(engine(attention=((*CONTEXT, *staged), GENERATION)), tmp_path / "e2e.sqlite"),
+        tp_size=2,
+    )
+    result = judge(Question(DSA, ours, (theirs,)))
+    assert verdicts(result)[Phase.CONTEXT] is outcome
 
 
 @pytest.mark.parametrize(

@@ -138,20 +138,17 @@ def _no_number(text: str) -> None:
 
 
 def _traceback(err: str) -> str:
-    """Exception and the innermost line of opkit."""
-    places = re.findall(r'File "[^"]*?(opkit/[\w/]+\.py)", line (\d+)', err)
-    places = [place for place in places if "opkit/cli.py" not in place[0]] or places
-    raised = [
-        line for line in err.splitlines() if re.match(r"[\w.]+(Error|Exception|Iteration)", line)
-    ]
-    name = raised[-1][:110] if raised else "?"
-    return f"{':'.join(places[-1]) if places else '?'} {_shape(name)}"
+    """Exception and the innermost line of opkit that is no mere helper."""
+    places = re.findall(r'File "[^"]*?(opkit/[\w/]+\.py)", line (\d+), in (\w+)', err)
+    telling = [place for place in places if place[2] not in HELPERS] or places or [("?",)]
+    raised = [line for line in err.splitlines() if RAISED.match(line)] or ["?"]
+    return f"{':'.join(telling[-1])} {_shape(raised[-1][:110])}"
 
 
 def _shape(text: str) -> str:
     """A sentence less what differs from input to input."""
     text = re.sub(r"(opkit: (?:rank \d+: )?).*?(: )", r"\1FILE\2", text, count=1)
-    text = re.sub(r"\S*/\S*", "FILE", text)
+    text = re.sub(r"[^\s'\"]*/[^\s'\"]*", "FILE", text)
     text = re.sub(r"'.*'|\"[^\"]*\"", "…", re.sub(r"[\d,.]*\d", "#", text))
     return " ".join(text.split())[:150]
 
@@ -197,7 +194,7 @@ def _left(scratch: Path, before: set[str], made: Made) -> str:
     for each in sorted(made.listing() - before):
         inside_cache = any(part.endswith(".opkit") for part in each.split(os.sep))
         if "making-" in each or not (inside_cache or each.startswith("asked.")):
-            left.append(_shape(each))
+            left.append(re.sub(r"making-\w+", "making-…", each.replace(os.sep, " > ")))
     return ", ".join(left)
 
 
@@ -264,14 +261,16 @@ class Runner:
             [sys.executable, __file__, "--worker", "-"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(lane.room / "err").open("ab"),
         )  # fmt: skip
-        assert lane.process.stdin and lane.process.stdout
+        assert lane.process.stdin is not None
+        assert lane.process.stdout is not None
         lane.process.stdin.write(words[0].encode())
         lane.process.stdin.close()
         lane.pending, lane.now, lane.began = b"", {"begin": lane.todo[0]}, time.monotonic() + 30
         ready.register(lane.process.stdout, selectors.EVENT_READ, lane)
 
     def _read(self, lane: Lane, ready: selectors.BaseSelector) -> Iterator[Told]:
-        assert lane.process and lane.process.stdout
+        assert lane.process is not None
+        assert lane.process.stdout is not None
         data = os.read(lane.process.stdout.fileno(), 1 << 16)
         *lines, lane.pending = (lane.pending + data).split(b"\n")
         for line in map(json.loads, lines):
@@ -317,7 +316,7 @@ def fuzz(
     seed: int,
     jobs: int,
     patterns: tuple[str, ...] = ALL_SOURCES,
-    each: Callable[[Told], None] = lambda told: None,
+    each: Callable[[Told], None] = lambda _told: None,
 ) -> list[Told]:
     """Run inputs; a row a question. Sources of damaged files match ``patterns``."""
     return _fuzz(inputs, seed, jobs, patterns, each).told

@@ -359,9 +359,10 @@ def _kept(room: _Room) -> list[str]:
 
 
 NAMES = [
-    "a b.sqlite", "it's.sqlite", 'q".sqlite', "run[1].sqlite", "*.sqlite", "what?.sqlite", "#1.sqlite",
-    "100%41.sqlite", "a;b.sqlite", "{x}.sqlite", "größe-日本.sqlite", "\udcff.sqlite", "a\nb.sqlite",
-    "a\x1b[31m.sqlite", "in.qdrep", "n" * 243 + ".sqlite", "n" * 248, ".sqlite", "a\\b.sqlite", "$HOME",
+    "a b.sqlite", "it's.sqlite", 'q".sqlite', "run[1].sqlite", "*.sqlite", "what?.sqlite", "$HOME",
+    "#1.sqlite", "100%41.sqlite", "a;b.sqlite", "{x}.sqlite", "größe-日本.sqlite", "\udcff.sqlite",
+    "a\nb.sqlite", "a\x1b[31m.sqlite", "in.qdrep", "n" * 243 + ".sqlite", "n" * 248, ".sqlite",
+    "a\\b.sqlite",
 ]  # fmt: skip
 
 

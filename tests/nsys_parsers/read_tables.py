@@ -9,6 +9,7 @@ from types import FrameType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from gpu_export import Export
+from made_export import TID
 
 from opkit.nsys_parsers.reading import Options, Reading, Via
 from opkit.nsys_parsers.table import KernelTable, open_table
@@ -34,6 +35,15 @@ FROM kernel k JOIN name n ON n.id = k.name_id JOIN path p ON p.id = k.path_id
 LEFT JOIN step s ON s.file = k.file AND s.id = k.step
 ORDER BY ALL
 """
+
+
+def launched(*ranges: tuple[str, int, int | None], at: int = 150, tid: int = TID) -> Export:
+    """Ranges of the main thread, and a kernel ``k`` launched at a moment."""
+    made = Export()
+    for text, start, end in ranges:
+        made.range(text, start, end)
+    made.launch("k", at, 9_000, tid=tid)
+    return made
 
 
 def opened(

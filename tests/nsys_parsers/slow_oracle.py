@@ -179,11 +179,23 @@ def _below(base: tuple[str, str], texts: list[str]) -> tuple[str, str]:
     for text in texts:
         _, marker, rest = text.partition("'Module': '")
         if marker:
-            path = module = rest.split("'")[0]
+            path = module = _in_its_layer(rest.split("'")[0], module)
         else:
             name = re.sub(r", (seq|op_id) = \d+.*$", "", text)
             path = f"{path}/{name}" if path else name
     return path, module
+
+
+def _in_its_layer(marker: str, module: str) -> str:
+    """A shared module's marker with the layer's number of the module that calls it."""
+    own, outer = marker.split("."), module.split(".")
+    agree = 0
+    while agree < min(len(own), len(outer)):
+        pair = own[agree], outer[agree]
+        if pair[0] != pair[1] and not all(re.fullmatch(r"\d+", each) for each in pair):
+            break
+        agree += 1
+    return ".".join(outer[:agree] + own[agree:])
 
 
 def _first(moments: list[Moment]) -> list[Moment | None]:

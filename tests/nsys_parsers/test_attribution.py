@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_export import OTHER_TID, Export, module
-from made_export import OTHER_PID, PID, TID
-from read_tables import Given, every, given, lines_run, opened, paths, rows
+from gpu_export import Export, module
+from made_export import TID
+from read_tables import Given, every, given, launched, lines_run, opened, paths, rows
 
 from opkit.errors import BadInput
 from opkit.nsys_parsers import attribution, stacks
@@ -25,15 +25,6 @@ VLLM = "execute_context_1(4096)_generation_4(4)"
 OLD_TRTLLM = "[Executor] _forward_step 12: 1 ctx reqs, 4 gen reqs"
 NEW_TRTLLM = "[Executor] _forward_step 12: 1 ctx reqs, 1024 ctx tokens, 4 gen reqs"
 ATTN = "model.layers.5.self_attn"
-
-
-def launched(*ranges: tuple[str, int, int | None], at: int = 150, tid: int = TID) -> Export:
-    """Ranges of the main thread, and a kernel ``k`` launched at a moment."""
-    made = Export()
-    for text, start, end in ranges:
-        made.range(text, start, end)
-    made.launch("k", at, 9_000, tid=tid)
-    return made
 
 
 # A range of the launching thread decides, by the moment of the launch.
@@ -198,6 +189,33 @@ def test_a_module_below_plain_text_stands_alone(tmp_path: Path) -> None:
     assert given(launched(*ranges), tmp_path)["k"][:2] == (ATTN, ATTN)
 
 
+def test_a_shared_module_is_of_the_layer_that_calls_it(tmp_path: Path) -> None:
+    """One object, marked with the name of one of the layers that own it."""
+    shared, deeper = module("model.layers.0.self_attn.rotary"), module("model.layers.0.mlp.up.9")
+    made = Export()
+    for layer in (0, 7):
+        at = 1_000 * layer
+        made.range(module(f"model.layers.{layer}.self_attn"), at, at + 500)
+        made.range("rope", at + 10, at + 400)
+        made.range(shared, at + 20, at + 300)
+        made.launch(f"rope {layer}", at + 30, 90_000 + at)
+        made.range(module("draft.layers.3"), at + 310, at + 330)
+        made.launch(f"draft {layer}", at + 320, 91_000 + at)
+        made.range(deeper, at + 410, at + 430)
+        made.launch(f"up {layer}", at + 420, 92_000 + at)
+    made.range(shared, 50_000, 50_100)
+    made.launch("alone", 50_050, 99_000)
+    assert paths(made, tmp_path) == {
+        "rope 0": "model.layers.0.self_attn.rotary",
+        "rope 7": "model.layers.7.self_attn.rotary",
+        "draft 0": "draft.layers.3",
+        "draft 7": "draft.layers.3",
+        "up 0": "model.layers.0.mlp.up.9",
+        "up 7": "model.layers.7.mlp.up.9",
+        "alone": "model.layers.0.self_attn.rotary",
+    }
+
+
 def test_plain_text_has_no_module(tmp_path: Path) -> None:
     assert given(launched(("a", 100, 200), ("b", 110, 190)), tmp_path)["k"][:2] == ("a/b", "")
 
@@ -302,11 +320,6 @@ def test_steps_of_known_engines(label: str, tmp_path: Path) -> None:
     ]
 
 
-def test_numbers_beyond_64_bits_in_a_label_are_no_traceback(tmp_path: Path) -> None:
-    label = "execute_context_99999999999999999999(1)_generation_0(0)"
-    assert given(launched((label, 100, 200)), tmp_path)["k"].path in ("", label)
-
-
 def test_a_step_is_no_part_of_a_path(tmp_path: Path) -> None:
     ranges = (("loop", 100, 500), (VLLM, 110, 490), ("forward", 120, 480))
     assert given(launched(*ranges), tmp_path)["k"][:3] == ("loop/forward", "", VLLM)
@@ -340,128 +353,3 @@ def test_steps_are_numbered_in_time_whatever_the_order_in_the_file(tmp_path: Pat
         steps = table.rows("SELECT id, context_requests FROM step ORDER BY id")
         at = table.rows("SELECT step, launch_start - 10 FROM kernel ORDER BY step")
     assert steps == at == [(0, 100), (1, 300), (2, 500), (3, 900)]
-
-
-# Other threads.
-
-
-def backward() -> Export:
-    """A step and a module of the main thread; the kernels come from a thread without ranges."""
-    made = launched((VLLM, 100, 500), (module(ATTN), 120, 300), tid=AUTOGRAD)
-    made.launch("after", 400, 9_500, tid=AUTOGRAD)
-    made.launch("outside", 600, 9_600, tid=AUTOGRAD)
-    return made
-
-
-def test_a_thread_without_ranges_gets_what_another_had_open(tmp_path: Path) -> None:
-    assert given(backward(), tmp_path) == {
-        "k": Given(ATTN, ATTN, VLLM, Via.TIME, Via.TIME),
-        "after": Given("", "", VLLM, Via.NONE, Via.TIME),
-        "outside": Given(),
-    }
-
-
-def test_other_threads_can_be_left_out(tmp_path: Path) -> None:
-    found = given(backward(), tmp_path, other_threads=False)
-    assert found == dict.fromkeys(("k", "after", "outside"), Given())
-
-
-def test_a_thread_with_ranges_of_its_own_gets_no_others(tmp_path: Path) -> None:
-    made = backward()
-    made.range("own", 700, 800, tid=AUTOGRAD)
-    found = given(made, tmp_path)
-    assert found["k"] == Given("", "", VLLM, Via.NONE, Via.TIME)  # it labels no steps of its own
-    made.range(VLLM, 700, 800, tid=AUTOGRAD)
-    (tmp_path / "again").mkdir()
-    assert given(made, tmp_path / "again")["k"] == Given()
-
-
-def test_no_process_gets_what_another_had_open(tmp_path: Path) -> None:
-    made = launched((VLLM, 100, 500), (module(ATTN), 120, 300), tid=OTHER_TID)
-    assert given(made, tmp_path) == {"k": Given()}
-
-
-def test_the_range_begun_last_of_several_threads_is_innermost(tmp_path: Path) -> None:
-    made = Export()
-    made.range("one", 100, 500, tid=TID)
-    made.range("two", 120, 400, tid=TID + 2)
-    made.range("foreign", 130, 400, tid=OTHER_TID)
-    for name, called in (("a", 110), ("b", 150), ("c", 450)):
-        made.launch(name, called, 9_000 + called, tid=AUTOGRAD)
-    assert paths(made, tmp_path) == {"a": "one", "b": "two", "c": "one"}
-
-
-# Kernels of graphs.
-
-
-def captured(node_at: int, call_at: int, tid: int = TID) -> Export:
-    """A graph of one node, cloned; captured inside ``ATTN`` (1,000 to 2,000) or not; replayed
-    inside a step and a range ``replay`` (5,000 to 6,000) or not."""
-    made = Export()
-    made.range(module(ATTN), 1_000, 2_000)
-    made.range("rope", 1_100, 1_200)
-    made.range(VLLM, 5_000, 6_000)
-    made.range("replay", 5_100, 5_900)
-    made.node(7, node_at, tid=tid)
-    made.node(107, 3_000, origin=7, tid=tid)
-    made.node(107, 3_000, tid=tid)
-    made.launch("k", call_at, 9_000, node=107)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("node_at", "call_at", "what"),
-    [
-        (1_500, 5_500, Given(ATTN, ATTN, VLLM, Via.NODE, Via.THREAD)),
-        (1_150, 5_050, Given(f"{ATTN}/rope", ATTN, VLLM, Via.NODE, Via.THREAD)),
-        (1_500, 7_000, Given(ATTN, ATTN, None, Via.NODE, Via.NONE)),
-        (2_500, 5_500, Given("replay", "", VLLM, Via.THREAD, Via.THREAD)),
-        (2_500, 5_050, Given("", "", VLLM, Via.NONE, Via.THREAD)),
-        (500, 7_000, Given()),
-    ],
-)
-def test_step_of_the_launch_and_module_of_the_node(
-    node_at: int, call_at: int, what: Given, tmp_path: Path
-) -> None:
-    assert given(captured(node_at, call_at), tmp_path) == {"k": what}
-
-
-def test_a_step_of_the_capture_is_no_step_of_the_replay(tmp_path: Path) -> None:
-    made = captured(1_500, 7_000)
-    made.range("execute_context_0(0)_generation_9(9)", 900, 2_100)
-    assert given(made, tmp_path)["k"].step is None
-
-
-def test_a_graph_kernel_without_launch_still_has_its_module(tmp_path: Path) -> None:
-    made = captured(1_500, 5_500)
-    made.kernel("unlinked", 9_500, 999, node=107)
-    made.kernel("foreign", 9_600, 999, node=107, pid=OTHER_PID)
-    found = given(made, tmp_path)
-    assert found["unlinked"] == Given(ATTN, ATTN, None, Via.NODE, Via.NONE)
-    assert found["foreign"] == Given()
-
-
-@pytest.mark.parametrize(("other_threads", "path"), [(True, ATTN), (False, "replay")])
-def test_a_node_made_by_a_thread_without_ranges(
-    other_threads: bool, path: str, tmp_path: Path
-) -> None:
-    found = given(captured(1_500, 5_500, AUTOGRAD), tmp_path, other_threads=other_threads)
-    assert found["k"].path == path
-    assert found["k"].via == (Via.NODE if other_threads else Via.THREAD)
-
-
-def test_ranges_of_kernels_are_those_of_their_paths(tmp_path: Path) -> None:
-    made = captured(1_150, 5_500)
-    made.launch("eager", 5_600, 9_500)
-    made.launch("none", 7_600, 9_700)
-    with opened(made, tmp_path) as table:
-        assert table.rows(
-            "SELECT n.name, r.text, r.start, r.tid, r.path_id = k.path_id "
-            "FROM kernel k JOIN name n ON n.id = k.name_id LEFT JOIN range r ON r.id = k.range "
-            "ORDER BY 1"
-        ) == [
-            ("eager", "replay", 5_100, TID, True),
-            ("k", "rope", 1_100, TID, True),
-            ("none", None, None, None, None),
-        ]
-        assert table.rows("SELECT DISTINCT pid FROM kernel") == [(PID,)]

@@ -309,7 +309,7 @@ def test_a_range_with_an_empty_text_gives_no_path(tmp_path: Path) -> None:
 TIMES, FEW = st.integers(0, 60), st.integers(1, 6)
 THREADS = st.integers(0, 2)
 TEXTS = st.sampled_from(
-    ["a", "b, op_id = 1", "b, op_id = 2", VLLM, module("m.1"), module("m.1", True), module("m.2")]
+    ["a", "b, op_id = 1", "b, op_id = 2", VLLM, module("m.1"), module("m.1", True), module("m.2.x")]
 )
 PROCESS = st.fixed_dictionaries(
     {

@@ -25,6 +25,7 @@ from opkit.nsys_parsers.views.view import Selection
 
 RECORDED = Path(__file__).parents[1] / "traces"
 ALL = Selection()
+FLOWS = ("flow_in", "flow_out")
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,10 @@ class Slice:
 
     process: str
     row: str
+    name: str
     start: int
     end: int
     event: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return str(self.event["name"])
 
     @property
     def executed(self) -> bool:
@@ -48,8 +46,7 @@ class Slice:
 
 def read(path: Path) -> list[Slice]:
     """All slices, after what must hold for each file."""
-    text = path.read_bytes()
-    events = json.loads(gzip.decompress(text) if path.suffix == ".gz" else text)["traceEvents"]
+    events = json.loads(path.read_bytes())["traceEvents"]
     named: dict[str, dict[Any, str]] = {"process_name": {}, "thread_name": {}}
     sorted_by = set()
     for event in events:
@@ -66,11 +63,10 @@ def read(path: Path) -> list[Slice]:
     assert sorted(ids) == list(range(1, len(ids) + 1))
     assert sorted_by == {*processes, *rows}
     slices = []
-    for event in events:
-        if event["ph"] == "X":
-            start, length = round(event["ts"] * 1000), round(event["dur"] * 1000)
-            row = rows[event["pid"], event["tid"]]
-            slices.append(Slice(processes[event["pid"]], row, start, start + length, event))
+    for event in filter(lambda event: event["ph"] == "X", events):
+        start, length = round(event["ts"] * 1000), round(event["dur"] * 1000)
+        on = (processes[event["pid"]], rows[event["pid"], event["tid"]])
+        slices.append(Slice(*on, event["name"], start, start + length, event))
     assert min(each.start for each in slices) == 0
     return slices
 
@@ -78,8 +74,7 @@ def read(path: Path) -> list[Slice]:
 def crossings(slices: list[Slice]) -> list[tuple[Slice, Slice]]:
     """Slices of one row that overlap and do not nest; in the order of the file where they start
     together, as a viewer takes them. On a stream nesting counts too: no kernel is part of one."""
-    found = []
-    rows = defaultdict(list)
+    found, rows = [], defaultdict(list)
     for each in slices:
         rows[each.process, each.row].append(each)
     for (_, name), row in rows.items():
@@ -102,10 +97,8 @@ def written(
     slices = read(path)
     assert crossings(slices) == []
     where = selection.where(table)
-    columns = 'n.short, k."end" - k.start, k.grid_x'
-    rows = table.rows(
-        f"SELECT {columns} FROM kernel k JOIN name n ON n.id = k.name_id WHERE {where}"
-    )
+    said = 'SELECT n.short, k."end" - k.start, k.grid_x FROM kernel k'
+    rows = table.rows(f"{said} JOIN name n ON n.id = k.name_id WHERE {where}")
     shown = [
         (s.name, s.end - s.start, int(s.event["args"].get("grid", "0").split(",")[0]) or None)
         for s in slices
@@ -114,11 +107,6 @@ def written(
     assert Counter(shown) == Counter(rows)
     assert count == len(rows)
     return slices
-
-
-def rows_of(slices: list[Slice], name: str) -> list[str]:
-    """The rows on which slices of that name lie, in order of time."""
-    return [each.row for each in sorted(slices, key=lambda s: s.start) if each.name == name]
 
 
 # Real traces.
@@ -200,10 +188,8 @@ def test_any_text_is_valid_json(tmp_path: Path) -> None:
     made.launch(HOSTILE, 200, 1_000)
     with opened(made, tmp_path) as table:
         slices = written(table, tmp_path)
-    (told,) = (s for s in slices if s.executed)
-    assert told.event["args"]["demangled"] == HOSTILE
-    assert told.event["args"]["module"] == HOSTILE
-    assert told.event["args"]["label"].endswith(HOSTILE)
+    (told,) = (s.event["args"] for s in slices if s.executed)
+    assert told["demangled"] == told["module"] == told["label"][-len(HOSTILE) :] == HOSTILE
     assert HOSTILE in [s.name for s in slices if s.event["cat"] == "range"]
 
 
@@ -233,19 +219,17 @@ def test_kernels_that_overlap_on_one_stream_get_lanes(tmp_path: Path) -> None:
         made.launch("e", 10, 9000, ns=ns)
     with opened(made, tmp_path) as table:
         slices = written(table, tmp_path)
+    rows = {name: [s.row for s in slices if s.name == name] for name in "abcde"}
     first, second = "GPU 0 · stream 7", "GPU 0 · stream 7 (2)"
-    assert rows_of(slices, "a") == [first] * 3
-    assert rows_of(slices, "b") == [second]
-    assert rows_of(slices, "c") == rows_of(slices, "d") == [first]
-    assert len(set(rows_of(slices, "e"))) == 4
+    assert (rows["a"], rows["b"]) == ([first] * 3, [second])
+    assert rows["c"] == rows["d"] == [first]
+    assert len(set(rows["e"])) == 4
 
 
 def test_a_range_that_crosses_moves_with_what_it_holds(tmp_path: Path) -> None:
     made = Export()
-    for text, start, end in (
-        ("a", 100, 200), ("in a", 110, 190), ("crosses", 150, 300), ("in it", 210, 290),
-        ("after", 300, 400),
-    ):  # fmt: skip
+    ends = {"a": 200, "in a": 190, "crosses": 300, "in it": 290, "after": 400}
+    for (text, end), start in zip(ends.items(), (100, 110, 150, 210, 300), strict=True):
         made.range(text, start, end, kind=60)
     made.launch("k", 160, 1_000)
     with opened(made, tmp_path) as table:
@@ -318,8 +302,7 @@ def test_an_arrow_leads_from_each_eager_launch_to_its_kernel(tmp_path: Path) -> 
             "WHERE graph_node IS NULL AND launch_start IS NOT NULL ORDER BY ALL"
         )
         ids = dict(table.rows("SELECT short, id FROM name"))
-    into = {s.event["bind_id"]: s for s in slices if "flow_in" in s.event}
-    out = {s.event["bind_id"]: s for s in slices if "flow_out" in s.event}
+    into, out = ({s.event["bind_id"]: s for s in slices if f in s.event} for f in FLOWS)
     assert len(into) == len(out) == 24
     assert sorted((s.start, ids[into[key].name]) for key, s in out.items()) == called
     assert all(s.process == into[key].process for key, s in out.items())
@@ -381,11 +364,19 @@ def test_gzip_by_name(tmp_path: Path) -> None:
 
 
 def test_nothing_selected_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
-    with open_table([make_export(tmp_path / "made.sqlite")], NO_CACHE) as table:
-        with pytest.raises(BadInput, match="nothing was launched in module no_such"):
-            write_perfetto(table, Selection(module="no_such"), tmp_path / "t.json")
-        written(table, tmp_path)
+    made = make_export(tmp_path / "made.sqlite")
+    refused = pytest.raises(BadInput, match="nothing was launched in module no_such")
+    with open_table([made], NO_CACHE) as table, refused:
+        write_perfetto(table, Selection(module="no_such"), tmp_path / "t.json")
     assert not (tmp_path / "t.json").exists()
+
+
+def test_damaged_times_are_one_sentence(tmp_path: Path) -> None:
+    made = Export()
+    made.launch("k", 10, 1_000, ns=2**62)
+    with opened(made, tmp_path) as table, pytest.raises(BadInput, match=r"times .* damaged"):
+        write_perfetto(table, ALL, tmp_path / "t.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made.sqlite"]
 
 
 def test_what_cannot_be_written_leaves_the_old_file_and_the_table_usable(tmp_path: Path) -> None:

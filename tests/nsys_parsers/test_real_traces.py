@@ -292,10 +292,10 @@ def nvtx_kern_sum(path: Path) -> Counter[tuple[str, int, str]]:
 @pytest.mark.parametrize(
     ("name", "pairs"),
     [
-        ("cs336_27b_nvtx", 70),
-        ("llama3_4060ti", 1172),
+        ("cs336_27b_nvtx", 68),
+        ("llama3_4060ti", 1170),
         ("nsightful_power_iter", 1105),
-        ("cudf_2020_via_2022_4", 65),
+        ("cudf_2020_via_2022_4", 78),
         ("pipit_saxpy_mpi", 1),
         ("cs336_win_2026_2", 9),
     ],
