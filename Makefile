@@ -1,6 +1,6 @@
 # make demo   judge the bundled recording           make test   run the tests
 # make lint   ruff, style and format                make types  mypy --strict
-# make bench  time and memory of judging files      make setup  the environment for all of these
+# make bench  time and memory of judging and parsing   make setup  the environment for all of these
 # make test-torch   also the tests that measure for real, on torch's CPU build
 
 PYTHON ?= python3
@@ -42,3 +42,4 @@ types: setup
 
 bench: setup
 	$(BIN)/python benchmarks/judge_files.py
+	$(BIN)/python benchmarks/parse.py

@@ -118,7 +118,7 @@ def test_what_is_not_attributed_is_counted(tmp_path: Path, trace: Trace) -> None
     }  # fmt: skip
     assert found["losses"] == ["CUPTI buffer full: 12 records dropped"]
     shown = trace("kernels", path)
-    assert "1 kernels have no launch in the export" in shown.out
+    assert "kernels without a launch in the export: 1" in shown.out
     assert "nsys reports a loss: CUPTI buffer full" in shown.out
 
 

@@ -54,10 +54,14 @@ class Stacks:
     def innermost(self, keys: Int64, moments: Int64) -> Int64:
         """The innermost range of ``keys[i]`` that is open at ``moments[i]``; -1 where none is."""
         found = np.full(len(moments), NOWHERE, np.int64)
-        for key, first, last in zip(self._keys, self._first, self._last, strict=True):
-            asked = np.flatnonzero(keys == key)
-            if not len(asked):
-                continue
+        if not len(self._keys):
+            return found
+        which = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        which[self._keys[which] != keys] = len(self._keys)  # asked about, but without ranges
+        # Most traces have few threads that launch, however many have ranges.
+        for number in np.flatnonzero(np.bincount(which, minlength=1)[: len(self._keys)]):
+            first, last = self._first[number], self._last[number]
+            asked = np.flatnonzero(which == number)
             at = moments[asked]
             place = np.searchsorted(self._start[first:last], at, side="right") - 1 + first
             place[place < first] = NOWHERE

@@ -290,13 +290,13 @@ def _show(columns: list[Column], more: int, what: str, console: Console) -> None
 def _lost(about: Row, console: Console) -> None:
     lost = about["unattributed"]
     words = {
-        "launch": "have no launch in the export",
-        "graph_node": "come from graph nodes whose creation is not in the export",
-        "name": "have no name",
+        "launch": "kernels without a launch in the export",
+        "graph_node": "kernels of graph nodes whose creation is not in the export",
+        "name": "kernels without a name",
     }
     for key, text in words.items():
         if lost[key]:
-            console.print(Text(f"{lost[key]:,} kernels {text}", style="yellow"))
+            console.print(Text(f"{text}: {lost[key]:,}", style="yellow"))
     if lost["whole_graphs"]:
         said = _whole_graphs(lost["whole_graphs"], lost["whole_graphs_ns"])
         console.print(Text(said, style="yellow"))
