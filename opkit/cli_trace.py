@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import duckdb
 from rich.console import Console
 
 from opkit.cli_output import PathType, show, show_parts, shown
-from opkit.errors import EXIT_FAIL, EXIT_PASS
+from opkit.errors import EXIT_FAIL, EXIT_PASS, BadInput
+from opkit.nsys_parsers.export import first_line
 from opkit.nsys_parsers.reading import MEMORY_LIMIT, Options, Reading
 from opkit.nsys_parsers.table import KernelTable, open_table
 from opkit.nsys_parsers.views.diff import diff
@@ -90,7 +92,19 @@ def _opened(paths: Sequence[Path], how: Reading) -> Iterator[KernelTable]:
     with ParseBar() as bar:
         table = open_table(paths, how.told(bar))
     with table:
-        yield table
+        try:
+            yield table
+        except duckdb.OutOfMemoryException as error:
+            raise BadInput(
+                f"{paths[0]}: the question needs more than {how.memory} of memory",
+                "give more by --memory, or ask about less by --step, --module or --rank",
+            ) from error
+        except duckdb.Error as error:
+            # Rows were typed and checked when they were parsed, so what is left is their file.
+            raise BadInput(
+                f"{paths[0]}: the parsed table cannot be read ({first_line(error)})",
+                f"remove {paths[0]}.opkit, or read without it by --no-cache",
+            ) from error
 
 
 @click.group()
@@ -340,6 +354,9 @@ def _write(
     parquet: Path | None,
     perfetto: Path | None,
 ) -> None:
+    for path in (parquet, perfetto):
+        if path is not None and (path.is_dir() or not path.name):
+            raise BadInput(f"{path}: is a folder, not a file to write")
     if parquet is not None and view is not None:
         write_parquet(table, view, parquet)
     if perfetto is not None:

@@ -85,6 +85,11 @@ class Cache:
         self._sweep()
         return entry if _complete(entry) else None
 
+    def clear(self) -> None:
+        """Remove all entries of the file: one proved damaged although it looked complete."""
+        for entry in self.folder.glob(f"{self._digest}-*"):
+            shutil.rmtree(entry, ignore_errors=True)
+
     def _entry(self, kind: str, options: object) -> Path:
         asked = hashlib.blake2b(repr(options).encode(), digest_size=4).hexdigest()
         return self.folder / f"{self._digest}-v{PARSER_VERSION}-{kind}-{asked}"
@@ -130,8 +135,10 @@ def _publish(made: Path, entry: Path) -> None:
         except OSError:
             if _complete(entry):
                 return
+            aside = made.with_name(made.name + "-old")
             with contextlib.suppress(OSError):
-                entry.rename(made.with_name(made.name + "-old"))
+                entry.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ def _as_sqlite(path: Path, scratch: Path) -> Path:
         try:
             with gzip.open(path, "rb") as packed, target.open("wb") as out:
                 shutil.copyfileobj(packed, out)
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
+        except (EOFError, gzip.BadGzipFile, OSError, zlib.error) as error:
             raise BadInput(f"{path}: the gzip file is damaged ({error})") from error
         with target.open("rb") as file:
             magic = file.read(16)
@@ -151,7 +152,30 @@ def _as_sqlite(path: Path, scratch: Path) -> Path:
             "give a .sqlite made by `nsys export --type sqlite`, or the .nsys-rep itself",
         )
     _refuse_truncated(path, path_to_check)
-    return path_to_check
+    return _without_log(path_to_check, scratch)
+
+
+def _without_log(source: Path, scratch: Path) -> Path:
+    """The file itself, or a copy if it is in write-ahead-log mode: reading such a one would leave
+    files beside it (SQLite file format, bytes 18 and 19)."""
+    with source.open("rb") as file:
+        modes = file.read(20)[18:]
+    if 2 not in modes:
+        return source
+    copy = scratch / "copy.sqlite"
+    shutil.copyfile(source, copy)
+    log = source.with_name(source.name + "-wal")
+    if log.is_file():
+        shutil.copyfile(log, copy.with_name(copy.name + "-wal"))
+    try:
+        with contextlib.closing(sqlite3.connect(copy)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.Error as error:
+        raise BadInput(
+            f"{source}: the SQLite file is damaged or truncated ({first_line(error)})",
+            "export the report again with `nsys export --type sqlite`",
+        ) from error
+    return copy
 
 
 def _refuse_truncated(path: Path, source: Path) -> None:
@@ -217,9 +241,9 @@ def _read_facts(path: Path, source: Path) -> tuple[TraceFacts, Columns]:
             )
             _refuse_unusable(facts, rows)
             return facts, columns
-    except (sqlite3.Error, ValueError, OverflowError) as error:
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise BadInput(
-            f"{path}: the SQLite file is damaged or truncated ({error})",
+            f"{path}: the SQLite file is damaged or truncated ({first_line(error)})",
             "export the report again with `nsys export --type sqlite`",
         ) from error
 

@@ -42,11 +42,11 @@ def _column(columns: Columns, table: str, name: str, otherwise: str = "NULL::BIG
     return f'"{name}"' if name in columns.get(table, frozenset()) else otherwise
 
 
-def pid_of_thread(columns: Columns, tid: str = '"globalTid"') -> str:
+def pid_of_thread(columns: Columns, tid: str = '"globalTid"::BIGINT') -> str:
     """SQL for the process of a thread; one for all when kernels do not say theirs."""
     if "globalPid" not in columns.get(KERNEL_TABLE, frozenset()):
         return "0::BIGINT"
-    return f"{tid} - ({tid} & {THREAD_BITS})"
+    return f"({tid}) - (({tid}) & {THREAD_BITS})"
 
 
 def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
@@ -73,6 +73,12 @@ def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
         """
     )
 
+
+# Every event has its times; a row without is damage, and ends the reading.
+_TIMES = ", ".join(
+    f"coalesce({column}::BIGINT, error('an execution without its times')) AS {column}"
+    for column in ("start", '"end"')
+)
 
 # The name of ``a.name_id``, beside ``string s``.
 NAME_SQL = f"""CASE WHEN a.name_id = {MEMSET_NAME} THEN '[memset]' {
@@ -101,13 +107,14 @@ def kernel_select(columns: Columns) -> str:
     table = KERNEL_TABLE
     names = [_column(columns, table, f"{kind}Name") for kind in ("demangled", "short")]
     sizes = ", ".join(
-        f"{_column(columns, table, size[:-2] + size[-1].upper())} AS {size}" for size in SIZES
+        f"{_column(columns, table, size[:-2] + size[-1].upper())}::INTEGER AS {size}"
+        for size in SIZES
     )
     return f"""
-    SELECT 'kernel' AS kind, coalesce({", ".join(names)}, {NO_NAME}) AS name_id, start, "end",
-           {_column(columns, table, "globalPid", "0::BIGINT")} AS pid, "deviceId" AS device,
-           "streamId" AS stream, "correlationId" AS correlation, {sizes},
-           nullif({_column(columns, table, "graphNodeId")}, 0) AS graph_node
+    SELECT 'kernel' AS kind, coalesce({", ".join(names)}, {NO_NAME})::BIGINT AS name_id, {_TIMES},
+           {_column(columns, table, "globalPid", "0")}::BIGINT AS pid, "deviceId"::BIGINT AS device,
+           "streamId"::BIGINT AS stream, "correlationId"::BIGINT AS correlation, {sizes},
+           nullif({_column(columns, table, "graphNodeId")}::BIGINT, 0) AS graph_node
     FROM export.{table}
     """
 
@@ -119,10 +126,10 @@ def _copy_select(columns: Columns, table: str, kind: str) -> str:
         code = _column(columns, table, "copyKind", "0")
         name = f"{MEMCPY_NAME} - CASE WHEN {code} BETWEEN 0 AND 99 THEN {code} ELSE 0 END"
     return f"""
-    SELECT '{kind}', {name}, start, "end",
-           {_column(columns, table, "globalPid", "0::BIGINT")}, "deviceId", "streamId",
-           "correlationId", NULL, NULL, NULL, NULL, NULL, NULL,
-           nullif({_column(columns, table, "graphNodeId")}, 0)
+    SELECT '{kind}', {name}, {_TIMES},
+           {_column(columns, table, "globalPid", "0")}::BIGINT, "deviceId"::BIGINT,
+           "streamId"::BIGINT, "correlationId"::BIGINT, NULL, NULL, NULL, NULL, NULL, NULL,
+           nullif({_column(columns, table, "graphNodeId")}::BIGINT, 0)
     FROM export.{table}
     """
 
@@ -136,8 +143,8 @@ def _build_launches(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     db.execute(
         f"""
         CREATE TABLE launch AS
-        SELECT {pid_of_thread(columns)} AS pid, "correlationId" AS correlation,
-               arg_min("globalTid", start) AS tid, min(start) AS start
+        SELECT {pid_of_thread(columns)} AS pid, "correlationId"::BIGINT AS correlation,
+               arg_min("globalTid"::BIGINT, start) AS tid, min(start::BIGINT) AS start
         FROM export.{RUNTIME_TABLE} GROUP BY 1, 2
         """
     )
@@ -154,9 +161,9 @@ def build_nodes(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     db.execute(
         f"""
         CREATE TABLE node_event AS
-        SELECT {pid_of_thread(columns)} AS pid, "graphNodeId" AS node,
-               max(nullif({parent}, 0)) AS parent, arg_min("globalTid", start) AS tid,
-               min(start) AS start
+        SELECT {pid_of_thread(columns)} AS pid, "graphNodeId"::BIGINT AS node,
+               max(nullif({parent}::BIGINT, 0)) AS parent,
+               arg_min("globalTid"::BIGINT, start) AS tid, min(start::BIGINT) AS start
         FROM export.{table} GROUP BY 1, 2
         """
     )

@@ -36,11 +36,15 @@ class StepLabel:
     generation_tokens: int | None
 
 
+# Counts of more than 12 digits are no counts.
 # vLLM 0.24, v1/worker/gpu_worker.py annotate_profile.
-_VLLM_STEP = re.compile(r"execute_context_(\d+)\((\d+)\)_generation_(\d+)\((\d+)\)")
+_VLLM_STEP = re.compile(
+    r"execute_context_(\d{1,12})\((\d{1,12})\)_generation_(\d{1,12})\((\d{1,12})\)"
+)
 # TensorRT-LLM, _torch/pyexecutor/py_executor.py _forward_step; context tokens since May 2026.
 _TRTLLM_STEP = re.compile(
-    r"\[Executor\] _forward_step \d+: (\d+) ctx reqs, (?:(\d+) ctx tokens, )?(\d+) gen reqs"
+    r"\[Executor\] _forward_step \d+: (\d{1,12}) ctx reqs, "
+    r"(?:(\d{1,12}) ctx tokens, )?(\d{1,12}) gen reqs"
 )
 # The same as one DuckDB expression, to select candidate rows before Python looks at distinct texts.
 STEP_SQL = r"execute_context_\d+\(\d+\)_generation_\d+\(\d+\)|_forward_step \d+: \d+ ctx reqs"
@@ -77,15 +81,17 @@ def load(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
         )
         return
     inline = "encode(text)" if "text" in have else "NULL::BLOB"
-    registered = '"textId"' if "textId" in have else "NULL::BIGINT"
-    other = '"endGlobalTid"' if "endGlobalTid" in have else "NULL::BIGINT"
+    registered = '"textId"::BIGINT' if "textId" in have else "NULL::BIGINT"
+    other = '"endGlobalTid"::BIGINT' if "endGlobalTid" in have else "NULL::BIGINT"
     kinds = f'AND "eventType" IN {RANGE_EVENTS}' if "eventType" in have else ""
     db.execute(
         f"""
         CREATE TABLE event AS
-        SELECT "globalTid" AS tid, {other} AS end_tid, start,
-               coalesce("end", {STILL_OPEN}) AS "end", {inline} AS raw, {registered} AS text_id
-        FROM export.{NVTX_TABLE} WHERE start IS NOT NULL AND "globalTid" IS NOT NULL {kinds}
+        SELECT "globalTid"::BIGINT AS tid, {other} AS end_tid, start::BIGINT AS start,
+               coalesce("end"::BIGINT, {STILL_OPEN}) AS "end",
+               {inline} AS raw, {registered} AS text_id
+        FROM export.{NVTX_TABLE}
+        WHERE start IS NOT NULL AND "globalTid" IS NOT NULL {kinds}
         """
     )
     clean_texts(db, "event")

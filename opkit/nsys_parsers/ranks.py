@@ -51,9 +51,9 @@ def numbers(paths: Sequence[Path], partial: bool = False) -> list[int]:
     """
     if not paths:
         raise BadInput("no trace was given")
-    resolved = [path.resolve() for path in paths]
-    for path in paths:
-        if resolved.count(path.resolve()) > 1:
+    real = [os.path.realpath(path) for path in paths]
+    for path, own in zip(paths, real, strict=True):
+        if real.count(own) > 1:
             raise BadInput(f"{path}: given twice", "one file a rank")
     found = _numbered([path.name for path in paths])
     if found is None:

@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 
 from opkit.nsys_parsers import cache, ranks
-from opkit.nsys_parsers.export import TraceFacts, connect, open_export, quoted
+from opkit.nsys_parsers.export import TraceFacts, connect, open_export, quoted, unreadable
 from opkit.nsys_parsers.names import load_families, parse_name
 from opkit.nsys_parsers.ranges import parse_step
 from opkit.nsys_parsers.reading import Reading
@@ -76,6 +76,21 @@ def open_table(paths: Sequence[Path], reading: Reading) -> KernelTable:
             are not of one run.
         ToolMissing: a report was given and nsys is not there to export it.
     """
+    try:
+        return _open(paths, reading)
+    except duckdb.Error as error:
+        if not reading.use_cache:
+            raise unreadable(paths[0], error) from error
+    # A cached file is of the right size, but damaged inside.
+    for path in paths:
+        cache.Cache(path).clear()
+    try:
+        return _open(paths, reading)
+    except duckdb.Error as error:
+        raise unreadable(paths[0], error) from error
+
+
+def _open(paths: Sequence[Path], reading: Reading) -> KernelTable:
     scratch = tempfile.TemporaryDirectory(prefix="opkit-")
     with contextlib.ExitStack() as on_error:
         on_error.callback(scratch.cleanup)
@@ -111,7 +126,10 @@ def _parsed(path: Path, aside: Path, reading: Reading) -> tuple[Path, TraceFacts
         kept = cache.Cache(path)
         entry = kept.find("table", reading.options) or kept.make("table", reading.options, fill)
         if entry is not None:
-            return entry, cache.read_facts(entry, path)
+            try:
+                return entry, cache.read_facts(entry, path)
+            except (ValueError, TypeError, KeyError):  # damaged, though of the right size
+                kept.clear()
     aside.mkdir()
     return aside, fill(aside)
 
@@ -123,8 +141,14 @@ def _views(
     found: Sequence[ranks.Rank],
     families: Path | None,
 ) -> None:
-    _names(db, folders, families)
-    _merge(db, folders, "path", ("path", "module"))
+    # Two ids of one file may hold one name, where an export is damaged or lacks names.
+    merged = len(folders) > 1 or bool(
+        db.execute(
+            f"SELECT count(*) <> count(DISTINCT name) FROM {_source(folders[0], 'name')}"
+        ).fetchall()[0][0]
+    )
+    _names(db, folders, families, merged)
+    _merge(db, folders, "path", ("path", "module"), merged)
     selects: dict[str, list[str]] = {"kernel": [], "range": [], "step": []}
     for file, (folder, shift) in enumerate(zip(folders, shifts, strict=True)):
         own = [r for r in found if r.file == file]
@@ -132,7 +156,6 @@ def _views(
         # of rows is a tenth of an answer.
         which = " ".join(f"WHEN {r.pid} THEN {r.rank}" for r in own)
         about = f"{file} AS file, (CASE k.pid {which} END)::INTEGER AS rank"
-        merged = len(folders) > 1
         name = _translated("name", file, "k.name_id") if merged else ""
         path = _translated("path", file, "k.path") if merged else ""
         path_id = f"{'path_of.merged' if merged else 'k.path'} AS path_id"
@@ -165,9 +188,14 @@ def _source(folder: Path, name: str) -> str:
     return f"read_parquet('{quoted(folder / f'{name}.parquet')}')"
 
 
-def _names(db: duckdb.DuckDBPyConnection, folders: Sequence[Path], families: Path | None) -> None:
+def _names(
+    db: duckdb.DuckDBPyConnection,
+    folders: Sequence[Path],
+    families: Path | None,
+    translate: bool,
+) -> None:
     """Table ``name``: demangled, short, family."""
-    _merge(db, folders, "name", ("name",))
+    _merge(db, folders, "name", ("name",), translate)
     rows = db.execute("SELECT id, name FROM name ORDER BY id").fetchall()
     table = load_families(families)
     parsed = [parse_name(name, table) for _, name in rows]
@@ -185,12 +213,16 @@ def _names(db: duckdb.DuckDBPyConnection, folders: Sequence[Path], families: Pat
 
 
 def _merge(
-    db: duckdb.DuckDBPyConnection, folders: Sequence[Path], name: str, columns: tuple[str, ...]
+    db: duckdb.DuckDBPyConnection,
+    folders: Sequence[Path],
+    name: str,
+    columns: tuple[str, ...],
+    translate: bool,
 ) -> None:
-    """Table ``name(id, …)`` from the dictionaries of all files; ids of one file are kept, those of
-    several translated by ``{name}_of(file, id, merged)``. The empty path has id 0 in either."""
+    """Table ``name(id, …)`` from the dictionaries of all files: ids are kept, or translated by
+    ``{name}_of(file, id, merged)``. The empty path has id 0 in either."""
     listed = ", ".join(columns)
-    if len(folders) == 1:
+    if not translate:
         db.execute(f"CREATE TABLE {name} AS SELECT id, {listed} FROM {_source(folders[0], name)}")
         return
     each = " UNION ALL ".join(

@@ -40,7 +40,7 @@ count(*) FILTER (in_graph) AS graph_calls"""
 _UNATTRIBUTED = """
 SELECT count(*) FILTER (launch_start IS NULL),
        count(*) FILTER (graph_node IS NOT NULL AND node_start IS NULL),
-       count(*) FILTER (name_id = (SELECT id FROM name WHERE name = {unnamed}))
+       count(*) FILTER (name_id IN (SELECT id FROM name WHERE name = {unnamed}))
 FROM kernel k WHERE {where}"""
 
 
@@ -96,9 +96,12 @@ def quick(path: Path, reading: Reading) -> Quick:
     if reading.use_cache and path.is_file():
         kept = cache.Cache(path)
         entry = kept.find("kernels", ()) or kept.make("kernels", (), fill)
-        if entry is not None:
-            found = json.loads((entry / "kernels.json").read_text("utf-8"))
-            return _quick(found, reading)
+        if entry is not None and not made:
+            try:
+                made.append(json.loads((entry / "kernels.json").read_text("utf-8")))
+            except ValueError:  # damaged, though of the right size
+                kept.clear()
+                kept.make("kernels", (), fill)
     if not made:
         with open_export(path) as export:
             made.append(_summed(export, reading.memory))

@@ -83,7 +83,7 @@ class Selection:
         return " AND ".join(conditions)
 
     def _step(self, table: KernelTable) -> str:
-        number = self.step.isdecimal()
+        number = self.step.isascii() and self.step.isdecimal() and len(self.step) < 10
         where = f"number = {self.step}" if number else regex(table, "label", self.step)
         if not table.rows(f"SELECT 1 FROM step WHERE {where} LIMIT 1"):
             count = table.rows("SELECT count(DISTINCT number) FROM step")[0][0]
