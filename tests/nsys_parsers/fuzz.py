@@ -149,6 +149,7 @@ def _shape(text: str) -> str:
     """A sentence less what differs from input to input."""
     text = re.sub(r"(opkit: (?:rank \d+: )?).*?(: )", r"\1FILE\2", text, count=1)
     text = re.sub(r"[^\s'\"]*/[^\s'\"]*", "FILE", text)
+    text = re.sub(r"0x[0-9a-f]+", "#", text)
     text = re.sub(r"'.*'|\"[^\"]*\"", "…", re.sub(r"[\d,.]*\d", "#", text))
     return " ".join(text.split())[:150]
 
@@ -194,8 +195,8 @@ def _left(scratch: Path, before: set[str], made: Made) -> str:
     for each in sorted(made.listing() - before):
         inside_cache = any(part.endswith(".opkit") for part in each.split(os.sep))
         if "making-" in each or not (inside_cache or each.startswith("asked.")):
-            left.append(re.sub(r"making-\w+", "making-…", each.replace(os.sep, " > ")))
-    return ", ".join(left)
+            left.append(re.sub(r"making-\w+(-old)?.*", r"making-…\1", each))
+    return ", ".join(sorted(set(left)))
 
 
 # The runner: workers, their clocks, what they tell.
