@@ -117,6 +117,7 @@ class Attribution:
         found, via = self._modules.innermost(tid, moments, self.other_threads)
         step, step_via = self._steps.innermost(tid, moments, self.other_threads)
         path = np.append(self.paths, NO_PATH)[found]
+        via[path == NO_PATH] = int(Via.NONE)
         return Placed(found, path, np.append(self._step_ids, NOWHERE)[step], via, step_via)
 
     def _write_paths(self, db: duckdb.DuckDBPyConnection, text: Int64, labels: _Labels) -> Int64:
@@ -143,8 +144,7 @@ class Attribution:
                 if made[number] == len(found):
                     found.append(named)
             ids[here] = made[which]
-        deep = by_depth[ends[MAX_DEPTH] :]
-        ids[deep] = _shallow(ids, parent, deep)
+        _shallow(ids, parent, depth)
         paths, modules = zip(*found, strict=True)
         write_texts(db, "path", range(len(found)), path=paths, module=modules)
         write(
@@ -193,7 +193,7 @@ def below(path: str, module: str, text: str, marker: str) -> tuple[str, str]:
         marker: the module that the range marks, or empty.
     """
     if not marker:
-        return f"{path}/{text}" if path else text, module
+        return "/".join(part for part in (path, text) if part), module
     outer, inner = module.split("."), marker.split(".")
     for at, (above, own) in enumerate(zip(outer, inner, strict=False)):
         if above != own and not (above.isdecimal() and own.isdecimal()):
@@ -203,15 +203,15 @@ def below(path: str, module: str, text: str, marker: str) -> tuple[str, str]:
     return whole, whole
 
 
-def _shallow(ids: Int64, parent: Int64, deep: Int64) -> Int64:
-    """The path of the nearest ancestor that has one."""
-    above = deep.copy()
-    while True:
-        without = np.flatnonzero(ids[above] == NO_PATH)
-        without = without[parent[above[without]] >= 0]
-        if not len(without):
-            return ids[above]
-        above[without] = parent[above[without]]
+def _shallow(ids: Int64, parent: Int64, depth: Int64) -> None:
+    """Give ranges at ``MAX_DEPTH`` and below the path of the nearest one above that has one."""
+    deep = np.flatnonzero(depth == MAX_DEPTH)
+    above = parent.copy()
+    climbing = deep
+    while len(climbing := climbing[depth[above[climbing]] == MAX_DEPTH]):
+        # All jump at once, so that each step doubles what the next one covers.
+        above[climbing] = above[above[climbing]]
+    ids[deep] = ids[above[deep]]
 
 
 def _labels(db: duckdb.DuckDBPyConnection, step_pattern: str) -> _Labels:

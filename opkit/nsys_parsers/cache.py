@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from opkit.nsys_parsers.export import TraceFacts
+from opkit.nsys_parsers.reading import CannotWrite
 
 # Raise it whenever what an entry holds changes.
 PARSER_VERSION = 2
@@ -74,16 +75,34 @@ class Cache:
             return None
         entry = self._entry(kind, options)
         try:
-            with _held(made / _LOCK):
-                _seal(made, fill(made))
-                (made / _LOCK).unlink()
-                _publish(made, entry)
+            if not self._fill(made, entry, fill):
+                return None
         finally:
             shutil.rmtree(made, ignore_errors=True)
             with contextlib.suppress(OSError):  # goes if nothing was published
                 self.folder.rmdir()
         self._sweep()
         return entry if _complete(entry) else None
+
+    @staticmethod
+    def _fill(made: Path, entry: Path, fill: Callable[[Path], TraceFacts]) -> bool:
+        """Whether the entry was made; what ``fill`` raises of its own is passed on."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(_held(made / _LOCK))
+            except OSError:  # a file system without locks, as some clusters mount theirs
+                return False
+            try:
+                facts = fill(made)
+            except CannotWrite:
+                return False
+            try:
+                _seal(made, facts)
+                (made / _LOCK).unlink()
+                _publish(made, entry)
+            except OSError:
+                return False
+        return True
 
     def clear(self) -> None:
         """Remove all entries of the file: one proved damaged although it looked complete."""

@@ -411,6 +411,11 @@ def attach(db: duckdb.DuckDBPyConnection, export: Export) -> None:
 
 def unreadable(path: Path, error: Exception) -> BadInput:
     """What to say when a table cannot be read to its end."""
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return BadInput(
+            f"{path}: reading it takes more memory than it may use ({first_line(error)})",
+            "give it more by --memory",
+        )
     return BadInput(
         f"{path}: the export cannot be read to its end ({first_line(error)})",
         "export the report again; a truncated copy or a full disk looks like this",

@@ -49,6 +49,13 @@ def pid_of_thread(columns: Columns, tid: str = '"globalTid"::BIGINT') -> str:
     return f"({tid}) - (({tid}) & {THREAD_BITS})"
 
 
+def _process(columns: Columns, table: str) -> str:
+    """SQL for the process of an execution; one for all when kernels do not say theirs."""
+    if "globalPid" not in columns.get(KERNEL_TABLE, frozenset()):
+        return "0::BIGINT"
+    return f"{_column(columns, table, 'globalPid', '0')}::BIGINT"
+
+
 def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     """Create table ``kernel`` in ``db`` from the export attached as ``export``.
 
@@ -112,7 +119,7 @@ def kernel_select(columns: Columns) -> str:
     )
     return f"""
     SELECT 'kernel' AS kind, coalesce({", ".join(names)}, {NO_NAME})::BIGINT AS name_id, {_TIMES},
-           {_column(columns, table, "globalPid", "0")}::BIGINT AS pid, "deviceId"::BIGINT AS device,
+           {_process(columns, table)} AS pid, "deviceId"::BIGINT AS device,
            "streamId"::BIGINT AS stream, "correlationId"::BIGINT AS correlation, {sizes},
            nullif({_column(columns, table, "graphNodeId")}::BIGINT, 0) AS graph_node
     FROM export.{table}
@@ -127,7 +134,7 @@ def _copy_select(columns: Columns, table: str, kind: str) -> str:
         name = f"{MEMCPY_NAME} - CASE WHEN {code} BETWEEN 0 AND 99 THEN {code} ELSE 0 END"
     return f"""
     SELECT '{kind}', {name}, {_TIMES},
-           {_column(columns, table, "globalPid", "0")}::BIGINT, "deviceId"::BIGINT,
+           {_process(columns, table)}, "deviceId"::BIGINT,
            "streamId"::BIGINT, "correlationId"::BIGINT, NULL, NULL, NULL, NULL, NULL, NULL,
            nullif({_column(columns, table, "graphNodeId")}::BIGINT, 0)
     FROM export.{table}

@@ -15,9 +15,17 @@ import numpy as np
 from opkit.errors import BadInput
 from opkit.nsys_parsers import kernels, ranges
 from opkit.nsys_parsers.attribution import Attribution, Placed
-from opkit.nsys_parsers.export import Columns, Export, attach, connect, quoted, unreadable
+from opkit.nsys_parsers.export import (
+    Columns,
+    Export,
+    attach,
+    connect,
+    first_line,
+    quoted,
+    unreadable,
+)
 from opkit.nsys_parsers.kernels import RUNTIME_TABLE
-from opkit.nsys_parsers.reading import PARQUET, Options, Tell, Via, silent
+from opkit.nsys_parsers.reading import PARQUET, CannotWrite, Options, Tell, Via, silent
 from opkit.nsys_parsers.stacks import Array, write
 from opkit.nsys_parsers.strings import load_strings
 
@@ -153,5 +161,10 @@ def _columns(placed: Placed) -> dict[str, Array]:
 
 
 def _save(db: duckdb.DuckDBPyConnection, sql: str, folder: Path, name: str) -> None:
-    path = quoted(folder / f"{name}.parquet")
-    db.execute(f"COPY ({sql}) TO '{path}' ({PARQUET})")
+    path = folder / f"{name}.parquet"
+    try:
+        db.execute(f"COPY ({sql}) TO '{quoted(path)}' ({PARQUET})")
+    except duckdb.IOException as error:
+        if str(path) in str(error):  # else it is the export that cannot be read
+            raise CannotWrite(0, first_line(error), str(path)) from error
+        raise

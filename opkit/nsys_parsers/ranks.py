@@ -55,7 +55,7 @@ def numbers(paths: Sequence[Path], partial: bool = False) -> list[int]:
     for path, own in zip(paths, real, strict=True):
         if real.count(own) > 1:
             raise BadInput(f"{path}: given twice", "one file a rank")
-    found = _numbered([path.name for path in paths])
+    found = _called(paths) or _numbered([path.name for path in paths])
     if found is None:
         return list(range(len(paths)))
     missing = sorted(set(range(max(found))) - set(found))
@@ -67,6 +67,15 @@ def numbers(paths: Sequence[Path], partial: bool = False) -> list[int]:
             "give all ranks of the run, or --partial if these are meant",
         )
     return found
+
+
+def _called(paths: Sequence[Path]) -> list[int] | None:
+    """Numbers that every path calls a rank, as ``host-b.rank1.sqlite`` or ``rank_1/77.sqlite``."""
+    if len(paths) < 2:
+        return None
+    said = [re.findall(r"rank[_-]?(\d{1,6})", str(path), flags=re.IGNORECASE) for path in paths]
+    found = [int(numbers[-1]) for numbers in said if numbers]
+    return found if len(found) == len(paths) == len(set(found)) else None
 
 
 def _numbered(names: list[str]) -> list[int] | None:
@@ -84,7 +93,9 @@ def _numbered(names: list[str]) -> list[int] | None:
     if len(set(found)) != len(found) or max(found) >= 16 * len(found) + 16:
         return None
     from_one = sorted(found) == list(range(1, len(found) + 1))
-    says_rank = re.search(r"r(ank)?[^a-z]*$", pieces[0][differing[0] - 1], flags=re.IGNORECASE)
+    says_rank = re.search(
+        r"(^|[^a-z])r(ank)?[^a-z]*$", pieces[0][differing[0] - 1], flags=re.IGNORECASE
+    )
     return [number - 1 for number in found] if from_one and not says_rank else found
 
 
@@ -124,6 +135,7 @@ def find(
     """
     seen: list[tuple[int, int, int, tuple[int, ...], int]] = []
     spans = []
+    recordings: dict[object, Path] = {}
     for file, folder in enumerate(folders):
         rows = db.execute(
             f"""
@@ -136,6 +148,13 @@ def find(
         ran = [row for row in rows if row[2]]
         if not ran:
             raise BadInput(f"rank {found[file]}: {facts[file].path}: no GPU kernels in this export")
+        what = (facts[file].epoch_ns, tuple((r[0], *r[2:]) for r in ran))
+        if what in recordings:
+            raise BadInput(
+                f"{facts[file].path} and {recordings[what]} hold the same recording",
+                "one file a rank",
+            )
+        recordings[what] = facts[file].path
         spans.append((min(r[3] for r in ran) + shifts[file], max(r[4] for r in ran) + shifts[file]))
         for pid, devices, count, _, _ in ran:
             seen.append((found[file], file, pid, tuple(d for d in devices if d is not None), count))

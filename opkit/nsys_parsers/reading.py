@@ -24,6 +24,10 @@ class Via(enum.IntEnum):
     TIME = 3  # a range of another thread of the process, open at the launch
 
 
+class CannotWrite(OSError):
+    """A parsed table cannot be written where it was to be: no room, or no right."""
+
+
 def silent(_what: str, _done: float) -> None:
     """Tell nobody."""
 

@@ -124,12 +124,15 @@ def _parsed(path: Path, aside: Path, reading: Reading) -> tuple[Path, TraceFacts
 
     if reading.use_cache and path.is_file():
         kept = cache.Cache(path)
-        entry = kept.find("table", reading.options) or kept.make("table", reading.options, fill)
-        if entry is not None:
+        for _ in range(2):
+            found = kept.find("table", reading.options)
+            entry = found or kept.make("table", reading.options, fill)
+            if entry is None:
+                break
             try:
                 return entry, cache.read_facts(entry, path)
-            except (ValueError, TypeError, KeyError):  # damaged, though of the right size
-                kept.clear()
+            except (ValueError, TypeError, KeyError):
+                kept.clear()  # damaged, though of the right size: made again
     aside.mkdir()
     return aside, fill(aside)
 

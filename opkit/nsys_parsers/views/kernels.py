@@ -24,7 +24,7 @@ from opkit.nsys_parsers.export import (
 )
 from opkit.nsys_parsers.kernels import RUNTIME_TABLE, UNNAMED
 from opkit.nsys_parsers.names import load_families, parse_name
-from opkit.nsys_parsers.reading import Reading
+from opkit.nsys_parsers.reading import CannotWrite, Reading
 from opkit.nsys_parsers.strings import load_strings
 from opkit.nsys_parsers.table import KernelTable
 from opkit.nsys_parsers.views.view import Selection, View, literal
@@ -90,7 +90,10 @@ def quick(path: Path, reading: Reading) -> Quick:
     def fill(folder: Path) -> TraceFacts:
         with open_export(path) as export:
             made.append(_summed(export, reading.memory))
-            (folder / "kernels.json").write_text(json.dumps(made[0]), "utf-8")
+            try:
+                (folder / "kernels.json").write_text(json.dumps(made[0]), "utf-8")
+            except OSError as error:
+                raise CannotWrite(*error.args) from error
             return export.facts
 
     if reading.use_cache and path.is_file():
