@@ -50,7 +50,9 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def _complain(sentence: str, hint: str = "") -> None:
-    print(f"opkit: {sentence}", *(f"  {line}" for line in hint.splitlines()), sep="\n",
+    # A file's name may hold anything; what is said stays one line.
+    line = "".join(letter if letter.isprintable() else "�" for letter in sentence)
+    print(f"opkit: {line}", *(f"  {line}" for line in hint.splitlines()), sep="\n",
           file=sys.stderr)  # fmt: skip
 
 

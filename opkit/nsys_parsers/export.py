@@ -24,7 +24,7 @@ from urllib.parse import quote
 import duckdb
 
 from opkit.errors import BadInput, ToolMissing
-from opkit.nsys_parsers.reading import MEMORY_LIMIT
+from opkit.nsys_parsers.reading import MEMORY_LIMIT, utf8
 from opkit.nsys_parsers.tool import export_sqlite
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -115,6 +115,7 @@ def open_export(path: Path) -> Export:
             with ``--cuda-graph-trace=graph`` so that there is no kernel in it.
         ToolMissing: a report was given and nsys is not there to export it.
     """
+    utf8("the file", str(path))
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     folder = tempfile.TemporaryDirectory(prefix="opkit-")

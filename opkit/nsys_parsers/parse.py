@@ -94,7 +94,7 @@ def parse(export: Export, folder: Path, options: Options, memory: str, tell: Tel
         _save(db, _STEP.format(pid=kernels.pid_of_thread(columns, "s.tid")), folder, "step")
         _save(db, _RANGE.format(pid=kernels.pid_of_thread(columns, "r.tid")), folder, "range")
         _save(db, "SELECT * FROM path", folder, "path")
-    except duckdb.Error as error:
+    except (duckdb.Error, UnicodeDecodeError) as error:  # the latter: of an error's own text
         raise unreadable(export.facts.path, error) from error
     finally:
         db.close()

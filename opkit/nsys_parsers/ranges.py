@@ -80,7 +80,7 @@ def load(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
             "text BIGINT)"
         )
         return
-    inline = "encode(text)" if "text" in have else "NULL::BLOB"
+    inline = "encode(text::VARCHAR)" if "text" in have else "NULL::BLOB"
     registered = '"textId"::BIGINT' if "textId" in have else "NULL::BIGINT"
     other = '"endGlobalTid"::BIGINT' if "endGlobalTid" in have else "NULL::BIGINT"
     kinds = f'AND "eventType" IN {RANGE_EVENTS}' if "eventType" in have else ""

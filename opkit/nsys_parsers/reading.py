@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from opkit.errors import BadInput
+
 # DuckDB's share of memory before it spills to disk; what else a process needs comes on top.
 MEMORY_LIMIT = "1GB"
 # Version 2 of the format stores differences: half the time and a third of the size of version 1.
@@ -32,6 +34,18 @@ def silent(_what: str, _done: float) -> None:
     """Tell nobody."""
 
 
+def utf8(what: str, text: str) -> None:
+    """Refuse what DuckDB cannot be told.
+
+    Raises:
+        BadInput: the text holds bytes that are no UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{what} {text!r} is no UTF-8", "rename it, or write it anew") from error
+
+
 @dataclass(frozen=True)
 class Options:
     """What changes the table, so that each combination is cached on its own.
@@ -43,6 +57,9 @@ class Options:
 
     step_pattern: str = ""
     other_threads: bool = True
+
+    def __post_init__(self) -> None:
+        utf8("the step pattern", self.step_pattern)
 
 
 @dataclass(frozen=True)

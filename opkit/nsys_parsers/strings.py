@@ -19,7 +19,9 @@ def load_strings(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     """Create table ``string(id, value)`` from ``StringIds``; empty when the export has none."""
     found: dict[int, str] = {}
     if {"id", "value"} <= columns.get("StringIds", frozenset()):
-        rows = db.execute("SELECT id, encode(value) FROM export.StringIds").fetchall()
+        rows = db.execute(
+            "SELECT id::BIGINT, encode(value::VARCHAR) FROM export.StringIds"
+        ).fetchall()
         found = {row[0]: decode(row[1]) for row in rows if row[0] is not None}
     write_texts(db, "string", found, value=found.values())
 

@@ -20,7 +20,7 @@ from opkit.nsys_parsers import cache, ranks
 from opkit.nsys_parsers.export import TraceFacts, connect, open_export, quoted, unreadable
 from opkit.nsys_parsers.names import load_families, parse_name
 from opkit.nsys_parsers.ranges import parse_step
-from opkit.nsys_parsers.reading import Reading
+from opkit.nsys_parsers.reading import Reading, utf8
 from opkit.nsys_parsers.strings import write_texts
 
 
@@ -76,6 +76,8 @@ def open_table(paths: Sequence[Path], reading: Reading) -> KernelTable:
             are not of one run.
         ToolMissing: a report was given and nsys is not there to export it.
     """
+    for path in paths:
+        utf8("the file", str(path))
     try:
         return _open(paths, reading)
     except duckdb.Error as error:

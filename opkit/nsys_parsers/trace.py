@@ -80,7 +80,7 @@ def open_trace(path: Path) -> Trace:
             kernels.build(db, export.columns)
             ranges.build(db, export.columns)
             counts = KernelCounts(*db.execute(kernels.COUNTS).fetchall()[0])
-        except duckdb.Error as error:
+        except (duckdb.Error, UnicodeDecodeError) as error:
             raise unreadable(path, error) from error
         on_error.pop_all()
     return Trace(export.facts, counts, db, export)

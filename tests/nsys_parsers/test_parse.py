@@ -123,27 +123,31 @@ def test_calls_placed_in_pieces(
 # Graph nodes.
 
 
-@pytest.mark.parametrize("chain", [0, 1, 2, 15])
-def test_clones_of_clones_lead_to_the_first_creation(chain: int, tmp_path: Path) -> None:
+def test_clones_of_clones_lead_to_the_first_creation(tmp_path: Path) -> None:
     made = Export()
-    made.range("capture", 5, 15)
-    for number in range(1, chain + 2):
-        made.node(number, 10 * number, origin=number - 1 or None)
-        if number > 1:  # nsys writes a second row for a clone, without its origin
-            made.node(number, 10 * number)
-    made.launch("k", 1_000, 2_000, node=chain + 1)
-    assert read(made, tmp_path, "k.node_start, k.node_tid") == [(10, TID)]
-    (tmp_path / "again").mkdir()
-    assert paths(made, tmp_path / "again") == {"k": "capture"}
+    for chain in (0, 1, 2, 15):  # how many times over the node is a clone
+        at = 10_000 * chain
+        made.range(f"capture {chain}", at + 5, at + 15)
+        for number in range(1, chain + 2):
+            node, origin = at + number, at + number - 1 if number > 1 else None
+            made.node(node, at + 10 * number, origin=origin)
+            if origin:  # nsys writes a second row for a clone, without its origin
+                made.node(node, at + 10 * number)
+        made.launch(f"k{chain}", 900_000 + at, 950_000 + at, node=at + chain + 1)
+    with opened(made, tmp_path) as found:
+        assert every(found, "n.name, k.node_start, k.node_tid") == [
+            ((f"k{chain}", 10_000 * chain + 10, TID), Given(f"capture {chain}", via=Via.NODE))
+            for chain in (0, 1, 15, 2)
+        ]
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 17])
-def test_a_cycle_of_clones_ends(length: int, tmp_path: Path) -> None:
+def test_a_cycle_of_clones_ends(tmp_path: Path) -> None:
     made = Export()
-    for node in range(1, length + 1):
-        made.node(node, 10 * node, origin=node % length + 1)
-    made.launch("k", 1_000, 2_000, node=1)
-    assert read(made, tmp_path, "count(*), count(node_start)") == [(1, 1)]
+    for length in (1, 2, 3, 16, 17, 40):
+        for node in range(1, length + 1):
+            made.node(1_000 * length + node, 10, origin=1_000 * length + node % length + 1)
+        made.launch("k", 1_000, 2_000, node=1_000 * length + 1)
+    assert read(made, tmp_path, "node_start") == [(10,)] * 6
 
 
 def test_equal_graph_nodes_of_two_processes_never_cross(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from opkit.nsys_parsers.export import (
 )
 from opkit.nsys_parsers.kernels import RUNTIME_TABLE, UNNAMED
 from opkit.nsys_parsers.names import load_families, parse_name
-from opkit.nsys_parsers.reading import CannotWrite, Reading
+from opkit.nsys_parsers.reading import CannotWrite, Reading, utf8
 from opkit.nsys_parsers.strings import load_strings
 from opkit.nsys_parsers.table import KernelTable
 from opkit.nsys_parsers.views.view import Selection, View, literal
@@ -86,6 +86,7 @@ def quick(path: Path, reading: Reading) -> Quick:
         ToolMissing: a report was given and nsys is not there to export it.
     """
     made: list[dict[str, Any]] = []
+    utf8("the file", str(path))
 
     def fill(folder: Path) -> TraceFacts:
         with open_export(path) as export:
@@ -156,7 +157,7 @@ def _summed(export: Export, memory: str) -> dict[str, Any]:
         unnamed = sum(row[1] for row in rows if row[0] == UNNAMED)
         about = _about((export.facts,), *_unlinked(db, export), unnamed)
         return {"columns": columns, "rows": rows, "about": about}
-    except duckdb.Error as error:
+    except (duckdb.Error, UnicodeDecodeError) as error:
         raise unreadable(export.facts.path, error) from error
     finally:
         db.close()

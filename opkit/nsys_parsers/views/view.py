@@ -11,7 +11,7 @@ import duckdb
 
 from opkit.errors import BadInput
 from opkit.nsys_parsers.export import first_line, quoted
-from opkit.nsys_parsers.reading import PARQUET
+from opkit.nsys_parsers.reading import PARQUET, utf8
 from opkit.nsys_parsers.table import KernelTable, iterate
 
 
@@ -50,6 +50,10 @@ class Selection:
     step: str = ""
     module: str = ""
     kernels_only: bool = False
+
+    def __post_init__(self) -> None:
+        utf8("the step", self.step)
+        utf8("the module", self.module)
 
     def __str__(self) -> str:
         parts = [
