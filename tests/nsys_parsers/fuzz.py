@@ -74,10 +74,11 @@ def ask(words: list[str]) -> Answer:
 
     out = io.TextIOWrapper(io.BytesIO(), "utf-8")
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
-    sys.argv = ["opkit", "trace", *words]
     code: Any = 0
+    real, argv = cli.cli, sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    sys.argv = ["opkit", "trace", *words]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        real = cli.cli
         if words[0] == "open_trace":
             vars(cli)["cli"] = _Reader(words[1])  # main's own handling of errors around it
         try:
@@ -85,7 +86,9 @@ def ask(words: list[str]) -> Answer:
         except SystemExit as ended:
             code = ended.code
         finally:
-            vars(cli)["cli"] = real
+            vars(cli)["cli"], sys.argv = real, argv
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     texts = []
     for stream in (out, err):
         stream.flush()
@@ -364,6 +367,10 @@ def report(runner: Runner) -> str:
     return "\n".join(lines)
 
 
+def _ended(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
 def main() -> int:
     words = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     words.add_argument("--inputs", type=int, default=2500)
@@ -391,6 +398,7 @@ def main() -> int:
         if told.outcome == "failed":
             print(f"FAILED {told.number} {told.kind}: {told.words[:200]}: {told.said}", flush=True)
 
+    signal.signal(signal.SIGTERM, _ended)  # ends its workers and removes its files
     numbers = range(given.first, given.first + given.inputs)
     runner = _fuzz(numbers, given.seed, given.jobs, patterns, each)
     print(report(runner))

@@ -77,18 +77,15 @@ def unpack(folders: tuple[Path, ...], patterns: tuple[str, ...], into: Path) -> 
 
 def make(seed: int, number: int, folder: Path, sources: list[Path]) -> Made:
     """Input ``number`` of a run."""
+    folder.mkdir(parents=True)
     kind, maker = ROTA[number % len(ROTA)]
     earlier = sum(each == kind for each, _ in ROTA[: number % len(ROTA)])
     turn = number // len(ROTA) * KINDS[kind][0] + earlier
-    folder.mkdir(parents=True)
     rng = random.Random(f"{seed} {number}")
     subjects = maker(_Room(rng, folder, sources, turn, seed))
-    made = Made(kind, folder)
-    if subjects and subjects[0].startswith("--"):  # an option to try, and a sound file
-        made.asks = [[command, *subjects, "--json"] for command in ("kernels", "steps")]
-        return made
-    made.asks = _questions(rng, folder, subjects)
-    return made
+    if subjects[0].startswith("--"):  # an option to try, and a sound file
+        return Made(kind, folder, [[c, *subjects, "--json"] for c in ("kernels", "steps")])
+    return Made(kind, folder, _questions(rng, folder, subjects))
 
 
 # The questions.
@@ -237,7 +234,7 @@ def _packed(room: _Room) -> list[str]:
     """Gzip files, whole and damaged, of sound and damaged exports."""
     rng, target = room.rng, room.folder / room.rng.choice(["in.sqlite.gz", "copy.sqlite"])
     data = bytearray(gzip.compress(room.copy().read_bytes(), 1))
-    match rng.randrange(7):
+    match rng.randrange(8):  # 7: sound
         case 0:
             del data[rng.randrange(2, len(data)) :]
         case 1 | 2 | 3:

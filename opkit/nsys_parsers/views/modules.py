@@ -7,6 +7,10 @@ from opkit.nsys_parsers.table import KernelTable
 from opkit.nsys_parsers.views.view import Selection, View
 
 
+# Of a longer path only so many beginnings are looked for: real ones have a dozen parts.
+PARTS = 64
+
+
 def modules_view(
     table: KernelTable, selection: Selection, fold: bool = False, depth: int | None = None
 ) -> View:
@@ -36,7 +40,7 @@ def modules_view(
         stepped AS (SELECT path_id, count(*) AS steps FROM (
             SELECT DISTINCT path_id, file, step FROM placed WHERE step IS NOT NULL) GROUP BY 1),
         pieces AS (
-            SELECT id, path, regexp_extract_all(path, '[^./]+[./]*') AS pieces FROM path
+            SELECT id, path, regexp_extract_all(path, '[^./]+[./]*')[:{PARTS}] AS pieces FROM path
             WHERE id IN (SELECT path_id FROM own)),
         prefixes AS (
             SELECT id, unnest(list_transform(generate_series(1, len(pieces)),
