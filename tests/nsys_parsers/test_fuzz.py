@@ -360,7 +360,7 @@ def test_ranges_that_were_never_closed(tmp_path: Path) -> None:
 
 
 def test_launches_after_deeply_nested_ranges(tmp_path: Path) -> None:
-    export, deep = Export(), 40_000
+    export, deep = Export(), 90_000
     export.range("around", 0, 10**9)
     for number in range(deep):
         export.range("deep", 1 + number, 10**6 - number)
@@ -372,7 +372,7 @@ def test_launches_after_deeply_nested_ranges(tmp_path: Path) -> None:
 CROSSING = """
 import numpy as np
 from opkit.nsys_parsers.stacks import Stacks
-n = 60_000
+n = 120_000
 start = np.arange(2 * n)
 end = np.append(10**9 - np.arange(n), 5 * 10**8 + np.arange(n))
 end[0] = 2 * 10**9

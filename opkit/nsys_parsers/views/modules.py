@@ -6,7 +6,6 @@ from opkit.nsys_parsers.reading import Via
 from opkit.nsys_parsers.table import KernelTable
 from opkit.nsys_parsers.views.view import Selection, View
 
-
 # Of a longer path only so many beginnings are looked for: real ones have a dozen parts.
 PARTS = 64
 
