@@ -18,6 +18,7 @@ import numpy.typing as npt
 Int64 = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 NOWHERE = -1
+STEPS = 64  # that a climb takes one by one
 
 
 class Stacks:
@@ -65,15 +66,32 @@ class Stacks:
             at = moments[asked]
             place = np.searchsorted(self._start[first:last], at, side="right") - 1 + first
             place[place < first] = NOWHERE
-            open_too_short = np.flatnonzero(place >= 0)
-            while len(open_too_short):
-                held = self._end[place[open_too_short]] < at[open_too_short]
-                open_too_short = open_too_short[held]
-                place[open_too_short] = self._up[place[open_too_short]]
-                open_too_short = open_too_short[place[open_too_short] >= 0]
+            self._climb(place, at)
             inside = place >= 0
             found[asked[inside]] = self._order[place[inside]]
         return found
+
+    def _climb(self, place: Int64, moments: Int64) -> None:
+        """Move each place up to the first range that reaches its moment, or to ``NOWHERE``."""
+        short = np.flatnonzero(place >= 0)
+        for _ in range(STEPS):
+            short = short[self._end[place[short]] < moments[short]]
+            if not len(short):
+                return
+            place[short] = self._up[place[short]]
+            short = short[place[short] >= 0]
+        # Deeper than programs nest. Ends grow on the way up, so jumps of 2^k ranges are tried from
+        # the longest down, as long as they lead to a range that is still too short.
+        jumps = [self._up]
+        while (jumps[-1] >= 0).any():
+            last = jumps[-1]
+            jumps.append(np.where(last >= 0, last[last], NOWHERE))
+        short = short[self._end[place[short]] < moments[short]]
+        for jump in reversed(jumps):
+            there = jump[place[short]]
+            going = (there >= 0) & (self._end[there] < moments[short])
+            place[short[going]] = there[going]
+        place[short] = self._up[place[short]]
 
     def has(self, keys: Int64) -> npt.NDArray[np.bool_]:
         """Whether each key owns any range."""
