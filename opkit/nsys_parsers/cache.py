@@ -158,6 +158,8 @@ def _publish(made: Path, entry: Path) -> None:
             with contextlib.suppress(OSError):
                 entry.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):  # what lay there was a file
+                aside.unlink()
 
 
 @contextlib.contextmanager

@@ -80,6 +80,8 @@ def open_table(paths: Sequence[Path], reading: Reading) -> KernelTable:
         utf8("the file", str(path))
     try:
         return _open(paths, reading)
+    except duckdb.OutOfMemoryException as error:
+        raise unreadable(paths[0], error) from error
     except duckdb.Error as error:
         if not reading.use_cache:
             raise unreadable(paths[0], error) from error

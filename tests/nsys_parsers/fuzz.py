@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,9 @@ def _shape(text: str) -> str:
 # A worker: inputs from ``first`` on, each told on stdout.
 
 
-def work(seed: int, numbers: list[int], room: Path, sources: list[Path], keep: bool) -> None:
+def work(
+    seed: int, numbers: list[int], room: Path, sources: list[Path], quick: bool, keep: bool = False
+) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -172,7 +174,7 @@ def work(seed: int, numbers: list[int], room: Path, sources: list[Path], keep: b
         scratch.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)
         made = make(seed, number, folder, sources)
-        for words in made.asks:
+        for words in [made.asks[number % len(made.asks)]] if quick else made.asks:
             print(json.dumps({"begin": number, "kind": made.kind, "words": words}), file=out)
             stacks.truncate(0)
             stacks.seek(0)
@@ -220,10 +222,8 @@ class Lane:
 class Runner:
     """Runs inputs in workers; ``told`` has a row a question."""
 
-    def __init__(
-        self, seed: int, sources: list[Path], room: Path, limit_s: float = LIMIT_S
-    ) -> None:
-        self.seed, self.sources, self.room, self.limit_s = seed, sources, room, limit_s
+    def __init__(self, seed: int, sources: list[Path], room: Path, quick: bool) -> None:
+        self.seed, self.sources, self.room, self.quick = seed, sources, room, quick
         self.told: list[Told] = []
         self.peak_kib = 0
 
@@ -245,11 +245,7 @@ class Runner:
                             self.told.append(told)
                             each(told)
                     for lane in lanes:
-                        if (
-                            lane.process
-                            and lane.now
-                            and time.monotonic() > lane.began + self.limit_s
-                        ):
+                        if lane.process and lane.now and time.monotonic() > lane.began + LIMIT_S:
                             lane.process.kill()  # what it was at is told when its pipe ends
             finally:
                 for lane in lanes:
@@ -260,7 +256,11 @@ class Runner:
     def _start(self, lane: Lane, ready: selectors.BaseSelector) -> None:
         if not lane.todo:
             return
-        words = [json.dumps([self.seed, lane.todo, str(lane.room), list(map(str, self.sources))])]
+        words = [
+            json.dumps(
+                [self.seed, lane.todo, str(lane.room), list(map(str, self.sources)), self.quick]
+            )
+        ]
         lane.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", "-"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(lane.room / "err").open("ab"),
@@ -299,7 +299,7 @@ class Runner:
     def _died(self, lane: Lane, status: int) -> Told:
         seconds = time.monotonic() - lane.began
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
-        if how == f"signal {int(signal.SIGKILL)}" and seconds >= self.limit_s:
+        if how == f"signal {int(signal.SIGKILL)}" and seconds >= LIMIT_S:
             frames = re.findall(
                 r'(opkit/[\w/]+\.py)", line (\d+) in (\w+)', _text(lane.room / "stack.txt")
             )
@@ -316,22 +316,23 @@ def _text(path: Path) -> str:
 
 
 def fuzz(
-    inputs: range | list[int],
+    inputs: Sequence[int],
     seed: int,
     jobs: int,
-    patterns: tuple[str, ...] = ALL_SOURCES,
+    small: bool = False,
+    quick: bool = False,
     each: Callable[[Told], None] = lambda _told: None,
-) -> list[Told]:
-    """Run inputs; a row a question. Sources of damaged files match ``patterns``."""
-    return _fuzz(inputs, seed, jobs, patterns, each).told
+) -> Runner:
+    """Run inputs.
 
-
-def _fuzz(
-    inputs: range | list[int], seed: int, jobs: int, patterns: tuple[str, ...],
-    each: Callable[[Told], None],
-) -> Runner:  # fmt: skip
+    Args:
+        small: damage small recordings only, those of this repository.
+        quick: ask one question of an input.
+        each: is called with every answer.
+    """
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        runner = Runner(seed, unpack(REAL, patterns, Path(name) / "sources"), Path(name))
+        sources = unpack(REAL, SMALL_SOURCES if small else ALL_SOURCES, Path(name) / "sources")
+        runner = Runner(seed, sources, Path(name), quick)
         runner.run(list(inputs), jobs, each)
         return runner
 
@@ -383,15 +384,14 @@ def main() -> int:
     words.add_argument("--worker", help=argparse.SUPPRESS)
     given = words.parse_args()
     if given.worker:
-        seed, numbers, room, sources = json.load(sys.stdin)
-        work(seed, numbers, Path(room), list(map(Path, sources)), keep=False)
+        seed, numbers, room, sources, quick = json.load(sys.stdin)
+        work(seed, numbers, Path(room), list(map(Path, sources)), quick)
         return 0
-    patterns = SMALL_SOURCES if given.small else ALL_SOURCES
     if given.only is not None:
         room = Path(given.keep or tempfile.mkdtemp(prefix="fuzz-"))
         room.mkdir(exist_ok=True)
-        sources = unpack(REAL, patterns, room / "sources")
-        work(given.seed, [given.only], room, sources, keep=True)
+        sources = unpack(REAL, SMALL_SOURCES if given.small else ALL_SOURCES, room / "s")
+        work(given.seed, [given.only], room, sources, quick=False, keep=True)
         return 0
 
     def each(told: Told) -> None:
@@ -400,7 +400,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, _ended)  # ends its workers and removes its files
     numbers = range(given.first, given.first + given.inputs)
-    runner = _fuzz(numbers, given.seed, given.jobs, patterns, each)
+    runner = fuzz(numbers, given.seed, given.jobs, given.small, each=each)
     print(report(runner))
     return 1 if any(t.outcome == "failed" for t in runner.told) else 0
 

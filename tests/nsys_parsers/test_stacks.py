@@ -81,13 +81,13 @@ def cases(times: st.SearchStrategy[int], keys: st.SearchStrategy[int]) -> st.Sea
     return st.tuples(ranges, st.lists(st.tuples(keys, times), max_size=25))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(cases(FEW, st.integers(0, 2)))
 def test_ranges_of_any_shape(case: tuple[list[Range], list[Asked]]) -> None:
     check(*case)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(cases(WIDE, st.sampled_from([LEAST, -1, 0, MOST])))
 def test_times_and_threads_of_any_size(case: tuple[list[Range], list[Asked]]) -> None:
     check(*case)
@@ -109,14 +109,14 @@ def nested(draw: st.DrawFn) -> list[Range]:
     return [(key, start, end) for key, start, end in ranges]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(nested(), st.randoms(use_true_random=False))
 def test_pushed_and_popped_ranges_in_any_order(ranges: list[Range], random: object) -> None:
     random.shuffle(ranges)  # type: ignore[attr-defined]
     check(ranges, [(7, moment) for moment in range(-1, 85)])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 300), FEW, FEW), min_size=200, max_size=300))
 def test_hundreds_of_threads(ranges: list[Range]) -> None:
     check(ranges, [(key, 6) for key in range(301)])

@@ -15,8 +15,8 @@ from gpu_export import Export
 from made_export import make_export
 
 from opkit.errors import BadInput, OpkitError, ToolMissing
-from opkit.nsys_parsers.tool import find_nsys
 from opkit.nsys_parsers.export import manifest_dict
+from opkit.nsys_parsers.tool import find_nsys
 from opkit.nsys_parsers.trace import KernelCounts, Trace, open_trace
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
