@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
-from cli_runs import PROGRAM, Ran, environment, run_program
+from cli_runs import PROGRAM, Ran, command, environment, run_program
 from comm_bench import alive, ranks_of, wait_until_dead
 
 from opkit.collect.comm import measure as measuring
