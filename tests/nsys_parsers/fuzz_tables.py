@@ -300,7 +300,7 @@ def _table(
         elif form == "no rowid":
             extra, tail = ', "opk" INTEGER PRIMARY KEY', "WITHOUT ROWID"
         elif form == "strict":
-            types, tail = dict.fromkeys(types, "ANY"), "STRICT"
+            tail = "STRICT"
         elif form == "upper":
             types = {column.upper(): kind for column, kind in types.items()}
         elif form == "generated" and "end" in types:
@@ -314,6 +314,8 @@ def _table(
             types[read[int(number) % len(read)]] = what
     if "drop" in forms:
         return
+    if tail == "STRICT":
+        types = dict.fromkeys(types, "ANY")
     listed = ", ".join(f'"{column}" {kind}' for column, kind in types.items())
     db.execute(f'CREATE TABLE "{name}" ({listed}{extra}) {tail}')
     for number, row in enumerate([] if "empty" in forms else rows):
