@@ -81,11 +81,16 @@ def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     )
 
 
-# Every event has its times; a row without is damage, and ends the reading.
-_TIMES = ", ".join(
-    f"coalesce({column}::BIGINT, error('an execution without its times')) AS {column}"
-    for column in ("start", '"end"')
-)
+# Every execution has its times; one without, or at times that no session has (73 years, or 104 days
+# of one execution), is damage and ends the reading.
+_LATEST, _LONGEST = 2**61, 2**53
+_TIMES = f"""
+CASE WHEN start::BIGINT BETWEEN -{_LATEST} AND {_LATEST} THEN start::BIGINT
+     ELSE error('an execution without its time, or at an impossible time') END AS start,
+CASE WHEN "end"::BIGINT BETWEEN start::BIGINT - {_LONGEST} AND start::BIGINT + {_LONGEST}
+     THEN "end"::BIGINT
+     ELSE error('an execution without its time, or at an impossible time') END AS "end"
+"""
 
 # The name of ``a.name_id``, beside ``string s``.
 NAME_SQL = f"""CASE WHEN a.name_id = {MEMSET_NAME} THEN '[memset]' {

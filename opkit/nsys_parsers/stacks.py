@@ -45,12 +45,15 @@ class Stacks:
         up = np.arange(-1, len(keys) - 1)
         up[self._first] = NOWHERE
         pending = np.flatnonzero(up >= 0)
-        while len(pending):
+        for _ in range(STEPS):
             pending = pending[self._end[up[pending]] < self._end[pending]]
+            if not len(pending):
+                return up
             # All between a range and its pointer end before it, so the pointer's own is next.
             up[pending] = up[up[pending]]
             pending = pending[up[pending] >= 0]
-        return up
+        # Deeper than programs nest: one stack, range by range, is linear whatever they do.
+        return _stacked(keys, self._end)
 
     def innermost(self, keys: Int64, moments: Int64) -> Int64:
         """The innermost range of ``keys[i]`` that is open at ``moments[i]``; -1 where none is."""
@@ -96,6 +99,22 @@ class Stacks:
     def has(self, keys: Int64) -> npt.NDArray[np.bool_]:
         """Whether each key owns any range."""
         return np.isin(keys, self._keys)
+
+
+def _stacked(keys: Int64, end: Int64) -> Int64:
+    """As ``Stacks._containing``: ranges sorted by key and start."""
+    up: list[int] = []
+    ends = end.tolist()
+    stack: list[int] = []
+    last = None
+    for number, key in enumerate(keys.tolist()):
+        if key != last:
+            last, stack = key, []
+        while stack and ends[stack[-1]] < ends[number]:
+            stack.pop()
+        up.append(stack[-1] if stack else NOWHERE)
+        stack.append(number)
+    return np.array(up, np.int64)
 
 
 def depths(parent: Int64) -> Int64:
