@@ -299,9 +299,18 @@ def is_gone(pid: int) -> bool:
 def test_memory_is_that_of_the_largest_process_of_the_tree(tmp_path: Path) -> None:
     grandchild = "x = b'1' * (120 << 20)"
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
-    run = parse_tools.measure([sys.executable, "-c", script], tmp_path, 60)
-    assert run.failure == ""
-    assert 120 < run.peak_mib < 240
+    # From a small process, as the benchmark is: Linux counts what it was before it became another.
+    code = (
+        "import sys; from pathlib import Path; import parse_tools\n"
+        f"command, folder = [sys.executable, '-c', {script!r}], Path({str(tmp_path)!r})\n"
+        "run = parse_tools.measure(command, folder, 60)\n"
+        "print(run.failure, run.peak_mib)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=90,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])},
+    )  # fmt: skip
+    assert 120 < float(done.stdout) < 240
 
 
 def test_only_the_cache_beside_the_export_is_removed(tmp_path: Path) -> None:

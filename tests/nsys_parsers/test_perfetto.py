@@ -315,11 +315,12 @@ def test_an_arrow_leads_from_each_eager_launch_to_its_kernel(tmp_path: Path) -> 
 def of_ranks(folder: Path, begun: list[int]) -> KernelTable:
     """Two files of one kernel each, their sessions begun at these times."""
     paths = [folder / f"rank{number}.sqlite" for number in range(2)]
-    for path in paths:
+    for number, path in enumerate(paths):
         made = Export()
         if begun:
             made.add("TARGET_INFO_SESSION_START_TIME", utcEpochNs=begun.pop(0))
-        made.launch("k", 10, 1_000)
+        # One took a ns longer, or the files would be two copies of one recording.
+        made.launch("k", 10, 1_000, ns=1_000 + number)
         made.write(path)
     return open_table(paths, NO_CACHE)
 
