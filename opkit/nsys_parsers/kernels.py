@@ -85,11 +85,12 @@ def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
 # of one execution), is damage and ends the reading.
 _LATEST, _LONGEST = 2**61, 2**53
 _TIMES = f"""
-CASE WHEN start::BIGINT BETWEEN -{_LATEST} AND {_LATEST} THEN start::BIGINT
-     ELSE error('an execution without its time, or at an impossible time') END AS start,
+CASE WHEN start IS NULL OR "end" IS NULL THEN error('an execution without its times')
+     WHEN start::BIGINT BETWEEN -{_LATEST} AND {_LATEST} THEN start::BIGINT
+     ELSE error('an execution at an impossible time') END AS start,
 CASE WHEN "end"::BIGINT BETWEEN start::BIGINT - {_LONGEST} AND start::BIGINT + {_LONGEST}
      THEN "end"::BIGINT
-     ELSE error('an execution without its time, or at an impossible time') END AS "end"
+     ELSE error('an execution at an impossible time') END AS "end"
 """
 
 # The name of ``a.name_id``, beside ``string s``.
