@@ -81,12 +81,12 @@ def build(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     )
 
 
-# Every execution has its times; one without, or at times that no session has (73 years, or 104 days
-# of one execution), is damage and ends the reading.
-_LATEST, _LONGEST = 2**61, 2**53
+# Every execution has its times; one without, or at times that no session has (146 years, or 104
+# days of one execution), is damage and ends the reading. Differences of the others fit 64 bits.
+_EARLIEST, _LATEST, _LONGEST = -(2**61), 2**62, 2**53
 _TIMES = f"""
 CASE WHEN start IS NULL OR "end" IS NULL THEN error('an execution without its times')
-     WHEN start::BIGINT BETWEEN -{_LATEST} AND {_LATEST} THEN start::BIGINT
+     WHEN start::BIGINT BETWEEN {_EARLIEST} AND {_LATEST} THEN start::BIGINT
      ELSE error('an execution at an impossible time') END AS start,
 CASE WHEN "end"::BIGINT BETWEEN start::BIGINT - {_LONGEST} AND start::BIGINT + {_LONGEST}
      THEN "end"::BIGINT
