@@ -20,6 +20,7 @@ from opkit.cli_output import PathType, show, shown
 from opkit.collect.record import find_records
 from opkit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
 from opkit.layers.op import Phase
+from opkit.layers.plan import INPUTS
 from opkit.layers.registry import find_op
 from opkit.reports.collecting import print_collections
 from opkit.reports.progress import Progress
@@ -82,6 +83,18 @@ Seconds = click.FloatRange(min=0)
     default=20,
     show_default=True,
     help="Measured iterations of a mock case.",
+)
+@click.option(
+    "--inputs",
+    type=click.Choice(INPUTS),
+    default=INPUTS[0],
+    show_default=True,
+    help="The mock's activations: prompts through the engine's own layers before the op; normal "
+    "values; or the engine's own, captured in a run of their own. zeros, rows: degenerate.",
+)
+@click.option("--captured", type=PathType, help="Captured inputs to use instead of a new run.")
+@click.option(
+    "--layer", type=click.IntRange(min=0), default=0, show_default=True, help="Layer to capture."
 )
 @click.option("--python", default=sys.executable, help="Interpreter that has the framework.")
 @click.option("--engine", default="", help="What the command serves, when it is not recognised.")

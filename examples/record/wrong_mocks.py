@@ -196,7 +196,7 @@ def _other_batch(case: Case) -> Case:
 
 def _after_load(plan: Plan, change: Callable[[Any], None]) -> Plan:
     """Apply ``change`` to the model as soon as its weights are there."""
-    from opkit.layers.vllm_worker import LayerWorker
+    from opkit.layers.backends.vllm.worker import LayerWorker
 
     honest = LayerWorker.load
 
@@ -211,14 +211,17 @@ def _after_load(plan: Plan, change: Callable[[Any], None]) -> Plan:
 
 def _inputs_changed(plan: Plan, change: Callable[[Any], Any]) -> Plan:
     """Apply ``change`` to the module's input in every step, also those that fill the caches."""
-    from opkit.layers.vllm_worker import OneLayerModel
+    from opkit.layers.dsa.vllm import DsaLayer
 
-    honest = OneLayerModel.inputs
+    honest = DsaLayer.arguments
 
-    def inputs(self: OneLayerModel, input_ids: Any) -> Any:
-        return change(honest(self, input_ids))
+    def arguments(self: DsaLayer, input_ids: Any, positions: Any) -> dict[str, Any]:
+        found = honest(self, input_ids, positions)
+        hidden = found["self_attn/hidden_states"]
+        hidden.copy_(change(hidden))
+        return found
 
-    OneLayerModel.inputs = inputs  # type: ignore[method-assign]
+    DsaLayer.arguments = arguments  # type: ignore[method-assign]
     return plan
 
 

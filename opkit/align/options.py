@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from opkit.align import run
+from opkit.align.engine import read_manifest
 from opkit.align.judge import Question, judge
 from opkit.align.policy import Policy, load_policy
 from opkit.align.profile.command_line import read_command
@@ -19,6 +21,7 @@ from opkit.align.result_json import align_json
 from opkit.errors import BadInput, WrongUsage
 from opkit.layers.op import Op, Phase
 from opkit.layers.registry import find_op, mock_backends, require_mock
+from opkit.nsys_parsers.trace import open_trace
 
 METHODS = {"auto": None, "nvtx": Method.LAUNCH_NVTX, "sequence": Method.SEQUENCE}
 DEFAULT_BACKEND = "vllm"  # when the command is no server that says it
@@ -54,6 +57,9 @@ class AlignOptions:
     duration: float
     ready_limit: float
     seed: int
+    inputs: str
+    captured: Path | None
+    layer: int
     out: Path
 
 
@@ -123,7 +129,9 @@ def _common(options: AlignOptions) -> tuple[Op, Policy, tuple[Phase, ...]]:
 def _files(options: AlignOptions) -> tuple[Path, tuple[Path, ...], Path | None] | None:
     """The mock's, the engine's and the strict trace to judge, or None for a live run."""
     traces = (options.mock_trace, *options.e2e_trace, options.strict_trace)
-    if sum((options.recorded, any(traces), bool(options.e2e_cmd))) > 1:
+    if options.e2e_trace and options.mock_trace is None and options.strict_trace is None:
+        traces = ()  # the engine's side as recorded: only the mock is run
+    if sum((options.recorded, any(traces or options.e2e_trace), bool(options.e2e_cmd))) > 1:
         raise WrongUsage(
             "--recorded, trace files and --e2e-cmd exclude each other",
             "a run makes its own traces; files are compared without running anything",
@@ -133,13 +141,13 @@ def _files(options: AlignOptions) -> tuple[Path, tuple[Path, ...], Path | None] 
     if any(traces):
         if options.mock_trace is None or not options.e2e_trace:
             raise WrongUsage(
-                "both --mock-trace and --e2e-trace are needed to compare files",
-                "without traces, --e2e-cmd makes both",
+                "--mock-trace is compared with an --e2e-trace, and none was given",
+                "with --e2e-trace alone the mock is run; without traces, --e2e-cmd makes both",
             )
         if options.strict and options.strict_trace is None:
             raise WrongUsage("--strict compares files only with --strict-trace")
         return options.mock_trace, options.e2e_trace, options.strict_trace
-    if not options.e2e_cmd:
+    if not options.e2e_cmd and not options.e2e_trace:
         raise WrongUsage(
             "nothing to align: no command and no traces were given",
             'give --e2e-cmd "…", or --mock-trace and --e2e-trace, or try '
@@ -166,10 +174,12 @@ def _live(
         raise WrongUsage("--regions is for trace files", "give --mock-trace and --e2e-trace")
     if options.url:
         _check_url(options.url)
-    engine = read_command(options.e2e_cmd, options.engine, options.url).engine
+    _check_inputs(options)
+    command = options.e2e_cmd or _recorded_command(options.e2e_trace[0])
+    engine = read_command(command, options.engine, options.url).engine
     name = f"align-{op.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     e2e = E2ERequest(
-        command=options.e2e_cmd,
+        command=command,
         out_dir=options.out / name,
         op=op.name,
         mode=Mode(options.mode) if options.mode else None,
@@ -193,7 +203,28 @@ def _live(
         strict=options.strict,
         python=options.python,
         iterations=options.iterations,
+        traces=options.e2e_trace,
+        inputs=options.inputs,
+        captured=options.captured,
+        layer=options.layer,
     )
+
+
+def _check_inputs(options: AlignOptions) -> None:
+    if options.captured is not None and options.inputs != "captured":
+        raise WrongUsage("--captured is for --inputs captured")
+
+
+def _recorded_command(path: Path) -> str:
+    """The serving command that a recording's manifest tells."""
+    with open_trace(path) as trace:
+        manifest = read_manifest(trace.facts)
+    if manifest is None or not manifest.command:
+        raise BadInput(
+            f"{path}: does not say which command it was recorded from, so no mock can be built",
+            "give --mock-trace, or record with `opkit align --e2e-cmd`",
+        )
+    return shlex.join(manifest.command)
 
 
 def _check_url(url: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from opkit.errors import BadInput
+from opkit.layers import operands
 
 # A mock whose GPU time is off by more than this factor measures something else, whatever a policy
 # says.
@@ -80,9 +81,9 @@ class Policy:
     odd_kernel_floor_us: float = 1.0
     strict: float = 0.01
     require_operands: bool = True
-    max_zeros: float = 0.5
-    max_equal_rows: float = 0.5
-    min_distinct: float = 0.001
+    max_zeros: float = operands.MAX_ZEROS
+    max_equal_rows: float = operands.MAX_EQUAL_ROWS
+    min_distinct: float = operands.MIN_DISTINCT
     roles: tuple[Role, ...] = ()
 
     def digest(self) -> str:

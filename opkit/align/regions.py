@@ -144,7 +144,7 @@ def mock_regions(trace: Trace, op: str) -> list[Region]:
     regions = []
     for text, launches in found.values():
         about = parse_mock_range(text)
-        if about is not None and about.op == op:
+        if about is not None and about.op == op and isinstance(about.case, Case):
             regions.append(Region(about.case, tuple(launches), variant=about.variant))
     if not regions:
         raise BadInput(
@@ -163,8 +163,7 @@ def silent_iterations(trace: Trace, op: str) -> dict[Case, int]:
         AND id NOT IN (SELECT range_id FROM mock_of)
         """
     )
-    about = [parse_mock_range(text) for (text,) in rows]
-    return Counter(found.case for found in about if found is not None and found.op == op)
+    return _cases_of(op, rows)
 
 
 def intruders(trace: Trace, op: str) -> dict[Case, int]:
@@ -181,8 +180,17 @@ def intruders(trace: Trace, op: str) -> dict[Case, int]:
         JOIN nvtx n ON n.id = s.range_id WHERE x.start <= s."end"
         """
     )
+    return _cases_of(op, rows)
+
+
+def _cases_of(op: str, rows: list[tuple[str]]) -> dict[Case, int]:
+    """How often each case of the op's steps is named by range texts."""
     about = [parse_mock_range(text) for (text,) in rows]
-    return Counter(found.case for found in about if found is not None and found.op == op)
+    return Counter(
+        found.case
+        for found in about
+        if found is not None and found.op == op and isinstance(found.case, Case)
+    )
 
 
 def mark_layers(trace: Trace, pattern: RegionPattern) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from opkit.align.engine import engine_shapes
 from opkit.align.judge import Question, judge
 from opkit.align.policy import Policy
+from opkit.align.profile.capture import plan_capture, run_capture
 from opkit.align.profile.e2e import E2EPlan, E2ERequest, plan_e2e, run_e2e
 from opkit.align.profile.mock import MockRequest, plan_mock, run_mock
 from opkit.align.result import AlignResult
@@ -42,6 +43,11 @@ class LiveRequest:
         strict: run the mock a second time out of the engine's own decoder layer.
         python: interpreter that has the framework, for the mock.
         iterations: measured iterations of each mock case.
+        traces: the engine's side as recorded before; empty: it is run.
+        inputs: how the mock's activations are made, one of ``opkit.layers.plan.INPUTS``.
+        captured: folder of captured inputs; None: with ``inputs`` = ``captured`` they are captured
+            first, by a run of the engine.
+        layer: the engine's layer whose inputs are captured.
     """
 
     op: Op
@@ -52,13 +58,23 @@ class LiveRequest:
     strict: bool
     python: str
     iterations: int = 20
+    traces: tuple[Path, ...] = ()
+    inputs: str = "tokens"
+    captured: Path | None = None
+    layer: int = 0
 
 
 def dry_run(request: LiveRequest) -> str:
     """Every command that would run, as text."""
     e2e = plan_e2e(request.e2e, dry_run=True)
     folder = request.e2e.out_dir
-    parts = ["# 1. the serving engine", e2e.text()]
+    recorded = "".join(f"# read {path}\n" for path in request.traces)
+    parts = ["# 1. the serving engine", recorded or e2e.text()]
+    if _captures(request):
+        parts += [
+            "# then the engine again, to store the op's inputs",
+            plan_capture(e2e, request.op, request.layer, folder / "captured").text(),
+        ]
     for number, strict in enumerate([False, True] if request.strict else [False], start=2):
         mock = plan_mock(_mock_request(request, folder, strict), dry_run=True)
         name = "mock, out of the engine's decoder layer" if strict else "mock"
@@ -75,8 +91,13 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
     """
     folder = request.e2e.out_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    e2e = plan_e2e(request.e2e)
-    engine = [_export(report, progress) for report in run_e2e(e2e, progress)]
+    e2e = plan_e2e(request.e2e, dry_run=bool(request.traces))
+    if request.traces:
+        engine = list(request.traces)
+    else:
+        engine = [_export(report, progress) for report in run_e2e(e2e, progress)]
+    if _captures(request):
+        run_capture(e2e, request.op, request.layer, folder / "captured", progress)
     shapes = [
         shape
         for shape in engine_shapes(engine)
@@ -109,6 +130,11 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
     )
 
 
+def _captures(request: LiveRequest) -> bool:
+    """Whether the engine is run once more, to store the op's inputs."""
+    return request.inputs == "captured" and request.captured is None
+
+
 def _transient(shape: CaseSteps) -> bool:
     """A decode batch seen for a step or two as a wave begins or ends: too little to judge by."""
     return shape.case.phase is Phase.GENERATION and len(shape.steps) < MIN_DECODE_STEPS
@@ -134,6 +160,7 @@ def _run_mock(
     if e2e.model_dir is None:
         raise BadInput("the model's folder is not known", "give it with --model")
     asked = _mock_request(request, e2e.request.out_dir, strict)
+    captured = request.captured or e2e.request.out_dir / "captured"
     plan = Plan(
         op=request.op.name,
         backend=request.backend,
@@ -145,6 +172,9 @@ def _run_mock(
         seed=request.e2e.seed,
         iterations=request.iterations,
         strict=strict,
+        inputs=request.inputs,
+        captured=str(captured.absolute()) if request.inputs == "captured" else "",
+        layer=request.layer,
     )
     plan.write(asked.plan)
     return _export(run_mock(plan_mock(asked), progress), progress)

@@ -72,13 +72,33 @@ class GemmCase:
         return f"{self.m:,} × {self.n:,} × {self.k:,} {self.dtype}"
 
 
-AnyCase = Case | GemmCase
+@dataclass(frozen=True, order=True)
+class MoeCase:
+    """One step of a mixture of experts, whose tokens are sent to experts by a stated rule.
+
+    Attributes:
+        tokens: tokens of the step.
+        routing: how they are spread over the experts: ``balanced``, or ``power_law_A`` with the
+            exponent A of the experts' popularity.
+    """
+
+    tokens: int
+    routing: str = "balanced"
+
+    def label(self) -> str:
+        """The case as a reader writes it: ``4,096 power_law_1.2``."""
+        return f"{self.tokens:,} {self.routing}"
+
+
+AnyCase = Case | GemmCase | MoeCase
 
 
 def case_from_json(item: Mapping[str, Any]) -> AnyCase:
     """One case from its JSON object; KeyError, TypeError or ValueError when it is none."""
     if "m" in item:
         return GemmCase(item["m"], item["n"], item["k"], item["dtype"])
+    if "routing" in item:
+        return MoeCase(item["tokens"], item["routing"])
     return Case(Phase(item["phase"]), item["batch"], item["tokens"], item["past"])
 
 
@@ -87,23 +107,33 @@ class MockRange:
     """One iteration of one case of a mock, as written into and read back from an NVTX range."""
 
     op: str
-    case: Case
+    case: AnyCase
     mode: LaunchMode
     iteration: int
     variant: str = "mock"  # "mock", or "strict": the module of the engine's own decoder layer
 
     def text(self) -> str:
         """The NVTX range's text; :func:`parse_mock_range` reads it back."""
-        case = self.case
         return (
-            f"opkit {self.op} {case.phase} b={case.batch} t={case.tokens} past={case.past} "
+            f"opkit {self.op} {_case_text(self.case)} "
             f"mode={self.mode} variant={self.variant} iter={self.iteration}"
         )
 
 
+def _case_text(case: AnyCase) -> str:
+    if isinstance(case, GemmCase):
+        return f"product m={case.m} n={case.n} k={case.k} dtype={case.dtype}"
+    if isinstance(case, MoeCase):
+        return f"experts t={case.tokens} routing={case.routing}"
+    return f"{case.phase} b={case.batch} t={case.tokens} past={case.past}"
+
+
 _MOCK_RANGE = re.compile(
-    r"opkit (?P<op>\S+) (?P<phase>context|generation) b=(?P<batch>\d+) t=(?P<tokens>\d+) "
-    r"past=(?P<past>\d+) mode=(?P<mode>eager|graph) variant=(?P<variant>\S+) iter=(?P<iter>\d+)"
+    r"opkit (?P<op>\S+) (?:"
+    r"(?P<phase>context|generation) b=(?P<batch>\d+) t=(?P<tokens>\d+) past=(?P<past>\d+)"
+    r"|product m=(?P<m>\d+) n=(?P<n>\d+) k=(?P<k>\d+) dtype=(?P<dtype>\S+)"
+    r"|experts t=(?P<all>\d+) routing=(?P<routing>\S+)"
+    r") mode=(?P<mode>eager|graph) variant=(?P<variant>\S+) iter=(?P<iter>\d+)"
 )
 MOCK_RANGE_PREFIX = "opkit "
 
@@ -113,9 +143,14 @@ def parse_mock_range(text: str) -> MockRange | None:
     found = _MOCK_RANGE.fullmatch(text)
     if found is None:
         return None
-    case = Case(
-        Phase(found["phase"]), int(found["batch"]), int(found["tokens"]), int(found["past"])
-    )
+    case: AnyCase
+    if found["phase"]:
+        sizes = (int(found[name]) for name in ("batch", "tokens", "past"))
+        case = Case(Phase(found["phase"]), *sizes)
+    elif found["dtype"]:
+        case = GemmCase(int(found["m"]), int(found["n"]), int(found["k"]), found["dtype"])
+    else:
+        case = MoeCase(int(found["all"]), found["routing"])
     return MockRange(
         found["op"], case, LaunchMode(found["mode"]), int(found["iter"]), found["variant"]
     )
@@ -167,12 +202,15 @@ class Op:
     Attributes:
         name: the word users type.
         title: what it is, in one line.
-        phases: the phases in which it exists.
+        phases: the phases in which its layer runs, and is aligned.
         region: region pattern for each backend.
         data_dependent: regular expressions of kernel names whose time depends on operand values.
-        tables: the perf table of each phase; of an op without phases under ``""``.
+        tables: the perf table of each phase; under ``""`` for an op whose rows know no phase. Its
+            keys are what is collected: the sweep has a grid for each (``""``: by the op's name).
         columns: see :data:`Columns`.
         work: see :data:`Work`.
+        shares: keys of ``config.json`` of which a tensor-parallel rank has its share; the mock's
+            model is given the local value (see :func:`opkit.layers.geometry.local_overrides`).
     """
 
     name: str
@@ -183,6 +221,7 @@ class Op:
     tables: Mapping[str, Table] = field(default_factory=dict)
     columns: Columns | None = None
     work: Work | None = None
+    shares: tuple[str, ...] = ("num_attention_heads", "num_key_value_heads")
 
     def table(self, case: AnyCase) -> Table:
         """The table that ``case`` belongs to; KeyError when the op has none for it."""

@@ -7,18 +7,22 @@ hand.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from opkit.errors import BadInput
-from opkit.layers.op import AnyCase, GemmCase, LaunchMode, Phase, case_from_json
+from opkit.layers.op import AnyCase, GemmCase, LaunchMode, MoeCase, Phase, case_from_json
 
 SCHEMA = "opkit.plan/1"
 L2_STATES = ("swept", "left")
 LIMITS = ("server", "cases")
 CACHES = ("prefilled", "pooled")
-INPUTS = ("tokens",)  # random token ids through the engine's own embedding and norm
+# tokens: random token ids through the engine's own embedding and norm. normal: values drawn from a
+# normal distribution. captured: the engine's own module inputs. zeros, rows: degenerate on purpose,
+# to show what they do; never for a table.
+INPUTS = ("tokens", "normal", "captured", "zeros", "rows")
 
 
 CaseT = TypeVar("CaseT", bound=AnyCase)
@@ -51,6 +55,9 @@ class Plan:
         generation_pause_ms: pause after a generation iteration, milliseconds.
         strict: take the module out of the engine's own decoder layer.
         inputs: how activations are made, one of ``INPUTS``.
+        captured: folder of the captured inputs, for ``inputs`` = ``captured``.
+        layer: the engine's layer that the mock stands for: whose weights and captured inputs are
+            taken where they differ between layers.
         l2: ``swept`` reads twice the L2 cache's size before each iteration; ``left`` does not.
         limits: ``server`` keeps the server's limits on tokens, requests and lengths; ``cases``
             raises them to what the cases need, and captures a graph for each of their batches.
@@ -72,6 +79,8 @@ class Plan:
     generation_pause_ms: float = 0.0
     strict: bool = False
     inputs: str = "tokens"
+    captured: str = ""
+    layer: int = 0
     l2: str = "swept"
     limits: str = "server"
     caches: str = "prefilled"
@@ -142,10 +151,15 @@ def _case(item: dict[str, Any]) -> PlannedCase[Any]:
 
 def _check(plan: Plan, origin: str) -> None:
     """Raise BadInput, naming the field, unless every value is of its type and in its range."""
-    texts = (plan.op, plan.backend, plan.model, plan.manifest, plan.l2, *plan.engine_args)
+    texts = (
+        plan.op, plan.backend, plan.model, plan.manifest, plan.l2, plan.captured, *plan.engine_args
+    )  # fmt: skip
     if not all(isinstance(item, str) for item in texts):
-        raise BadInput(f"{origin}: op, backend, model, manifest and engine_args must be text")
-    for name, least in (("tp_size", 1), ("seed", 0), ("warmup", 0), ("iterations", 1)):
+        raise BadInput(
+            f"{origin}: op, backend, model, manifest, captured and engine_args must be text"
+        )
+    wholes = (("tp_size", 1), ("seed", 0), ("warmup", 0), ("iterations", 1), ("layer", 0))
+    for name, least in wholes:
         if not _whole(getattr(plan, name), least):
             raise BadInput(f"{origin}: {name} must be a whole number of at least {least}")
     for name in ("context_pause_ms", "generation_pause_ms"):
@@ -156,6 +170,10 @@ def _check(plan: Plan, origin: str) -> None:
         raise BadInput(f"{origin}: strict must be true or false")
     if plan.inputs not in INPUTS:
         raise BadInput(f"{origin}: inputs must be one of {', '.join(INPUTS)}")
+    if (plan.inputs == "captured") != bool(plan.captured):
+        raise BadInput(
+            f"{origin}: captured inputs need the folder that holds them, and no other do"
+        )
     for name, known in (("l2", L2_STATES), ("limits", LIMITS), ("caches", CACHES)):
         if getattr(plan, name) not in known:
             raise BadInput(f"{origin}: {name} must be one of {', '.join(known)}")
@@ -171,6 +189,11 @@ def _check_case(case: AnyCase, origin: str) -> None:
         if not all(_whole(value, 1) for value in (case.m, case.n, case.k)):
             raise BadInput(f"{origin}: m, n and k must be at least 1")
         return
+    if isinstance(case, MoeCase):
+        if not _whole(case.tokens, 1):
+            raise BadInput(f"{origin}: tokens must be at least 1")
+        parse_routing(case.routing, origin)
+        return
     if not (_whole(case.batch, 1) and _whole(case.tokens, 1) and _whole(case.past, 0)):
         raise BadInput(f"{origin}: batch and tokens must be at least 1, past at least 0")
     if case.phase is Phase.GENERATION and (case.tokens != 1 or case.past < 1):
@@ -178,6 +201,23 @@ def _check_case(case: AnyCase, origin: str) -> None:
             f"{origin}: a generation case has one new token per request and a past of at least 1, "
             f"not {case.label()}"
         )
+
+
+_POWER_LAW = re.compile(r"power_law_(\d+(?:\.\d+)?)")
+
+
+def parse_routing(text: str, origin: str = "routing") -> float:
+    """The exponent of a routing rule; 0 for ``balanced``.
+
+    Raises:
+        BadInput: neither ``balanced`` nor ``power_law_A`` with a number A above 0.
+    """
+    if text == "balanced":
+        return 0.0
+    found = _POWER_LAW.fullmatch(text) if isinstance(text, str) else None
+    if found is None or float(found[1]) <= 0:
+        raise BadInput(f"{origin}: routing is balanced or power_law_A (A > 0), not {text!r}")
+    return float(found[1])
 
 
 def _whole(value: object, least: int) -> bool:

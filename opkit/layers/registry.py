@@ -8,19 +8,24 @@ from typing import cast
 from opkit.errors import BadInput, ToolMissing
 from opkit.layers.dsa import DSA
 from opkit.layers.gemm import GEMM
+from opkit.layers.gqa import GQA
+from opkit.layers.mla import MLA
 from opkit.layers.mock import Mock
+from opkit.layers.moe import MOE
 from opkit.layers.op import Op
 from opkit.layers.plan import Plan
 
-OPS: dict[str, Op] = {op.name: op for op in (DSA, GEMM)}
+OPS: dict[str, Op] = {op.name: op for op in (DSA, MLA, GQA, MOE, GEMM)}
+BACKENDS = ("vllm", "sglang", "trtllm", "torch")
 
-_MOCKS: dict[tuple[str, str], str] = {
-    ("dsa", "vllm"): "opkit.layers.dsa.vllm",
-    ("gemm", "torch"): "opkit.layers.gemm.torch_mock",
-}
+# The mock of an op on a backend is ``build`` of opkit/layers/OP/BACKEND.py; a pair that is not here
+# has none, and this says why.
+_MISSING: dict[tuple[str, str], str] = {}
 _INSTALL = {
     "torch": "pip install torch",
     "vllm": "pip install vllm==0.24.0 (on the GPU host, with its own torch)",
+    "sglang": "pip install sglang==0.5.14 (on the GPU host, with its own torch)",
+    "trtllm": "use NVIDIA's tensorrt-llm release container",
 }
 
 
@@ -37,7 +42,7 @@ def find_op(name: str) -> Op:
 
 def mock_backends(op: Op) -> list[str]:
     """The backends that have a mock of the op."""
-    return sorted(backend for known, backend in _MOCKS if known == op.name)
+    return [backend for backend in BACKENDS if (op.name, backend) not in _MISSING]
 
 
 def require_mock(op: Op, backend: str) -> None:
@@ -48,7 +53,8 @@ def require_mock(op: Op, backend: str) -> None:
     """
     if backend not in mock_backends(op):
         known = ", ".join(mock_backends(op))
-        raise BadInput(f"no mock of {op.name} for {backend!r}; known: {known}")
+        why = _MISSING.get((op.name, backend), "")
+        raise BadInput(f"no mock of {op.name} for {backend!r}; known: {known}", why or None)
 
 
 def build_mock(op: Op, backend: str, plan: Plan) -> Mock:
@@ -60,7 +66,7 @@ def build_mock(op: Op, backend: str, plan: Plan) -> Mock:
     """
     require_mock(op, backend)
     try:
-        module = importlib.import_module(_MOCKS[op.name, backend])
+        module = importlib.import_module(f"opkit.layers.{op.name}.{backend}")
     except ImportError as error:
         raise ToolMissing(
             f"the mock needs {backend}, which cannot be imported ({error})",

@@ -46,8 +46,14 @@ _TRTLLM_STEP = re.compile(
     r"\[Executor\] _forward_step \d+: (\d{1,12}) ctx reqs, "
     r"(?:(\d{1,12}) ctx tokens, )?(\d{1,12}) gen reqs"
 )
+# SGLang 0.5.14, model_executor/model_runner.py _build_step_span_name; a range where a forward hook
+# makes it one (opkit/layers/backends/sglang/labels.py).
+_SGLANG_STEP = re.compile(r"step\[(?:EXTEND bs=(\d{1,12}) toks=(\d{1,12})|DECODE bs=(\d{1,12}))\]")
 # The same as one DuckDB expression, to select candidate rows before Python looks at distinct texts.
-STEP_SQL = r"execute_context_\d+\(\d+\)_generation_\d+\(\d+\)|_forward_step \d+: \d+ ctx reqs"
+STEP_SQL = (
+    r"execute_context_\d+\(\d+\)_generation_\d+\(\d+\)|_forward_step \d+: \d+ ctx reqs"
+    r"|step\[(?:EXTEND bs=\d+ toks=\d+|DECODE bs=\d+)\]"
+)
 # What torch.autograd.profiler.emit_nvtx appends to an operator's name: a number of its own.
 COUNTER_SQL = r", (?:seq|op_id) = \d+.*$"
 # Layerwise markers of vLLM, SGLang and TensorRT-LLM: {'Module': 'path', …}; the twin has 'Outputs'.
@@ -63,6 +69,11 @@ def parse_step(text: str) -> StepLabel | None:
     if found:
         tokens = int(found[2]) if found[2] is not None else None
         return StepLabel(int(found[1]), tokens, int(found[3]), int(found[3]))
+    found = _SGLANG_STEP.search(text)
+    if found and found[3] is None:
+        return StepLabel(int(found[1]), int(found[2]), 0, 0)
+    if found:
+        return StepLabel(0, 0, int(found[3]), int(found[3]))
     return None
 
 

@@ -29,9 +29,9 @@ def torch() -> Any:
 
 def build(made: Plan) -> Any:
     pytest.importorskip("torch", reason="torch is not installed")
-    from opkit.layers.gemm import torch_mock
+    from opkit.layers.gemm import torch as mocked
 
-    return torch_mock.build(made)
+    return mocked.build(made)
 
 
 @pytest.mark.parametrize(("case", "dtype"), [(BF16, "bfloat16"), (FP8, "fp8")])
@@ -148,6 +148,6 @@ def test_the_manifest_says_what_it_is_made_of(torch: Any) -> None:
     assert (described.side, described.op, described.backend) == ("mock", "gemm", "torch")
     assert described.versions["torch"] == torch.__version__
     assert described.dtypes["weights"] == "bfloat16, float8_e4m3fn"
-    assert list(described.layer_source) == ["opkit/layers/gemm/torch_mock.py"]
+    assert list(described.layer_source) == ["opkit/layers/gemm/torch.py"]
     assert "normal(0, 0.02)" in described.recipe["weights"]
     assert "seed 7" in described.recipe["weights"]

@@ -11,6 +11,7 @@ from opkit.align.policy import HARD_CEILING, Policy
 from opkit.align.result import CaseMatch, CheckResult, KernelPair, Level, Outcome
 from opkit.layers.manifest import Operand
 from opkit.layers.op import Op
+from opkit.layers.operands import degenerate
 
 
 def _tolerance(pair: KernelPair, policy: Policy) -> float:
@@ -78,9 +79,9 @@ def data(subject: Subject) -> CheckResult:
             cause="no manifest in the mock's trace",
             next_step="make the mock's trace with `opkit align`, or set require_operands = false",
         )
-    degenerate = [text for o in subject.operands or () if (text := _degenerate(o, policy))]
-    if degenerate:
-        return result("data", degenerate, "", (), causes.DEGENERATE)
+    poor = [text for o in subject.operands or () if (text := _degenerate(o, policy))]
+    if poor:
+        return result("data", poor, "", (), causes.DEGENERATE)
     scaled = [text for match in subject.cases if (text := _all_heavy_scale(match, policy))]
     if scaled:
         return result("data", scaled, "", (), causes.OPERAND_DATA)
@@ -109,15 +110,7 @@ def _is_data_dependent(op: Op, pair: KernelPair) -> bool:
 
 
 def _degenerate(operand: Operand, policy: Policy) -> str:
-    shown = f"{operand.name} {list(operand.shape)} {operand.dtype}"
-    # Asked so that nan, which compares as false, is degenerate too.
-    if not operand.zeros <= policy.max_zeros:
-        return f"{shown}: {operand.zeros:.0%} zeros"
-    if not operand.equal_rows <= policy.max_equal_rows:
-        return f"{shown}: {operand.equal_rows:.0%} of the sampled rows are equal"
-    if not operand.distinct >= policy.min_distinct:
-        return f"{shown}: {operand.distinct:.2%} distinct values"
-    return ""
+    return degenerate(operand, policy.max_zeros, policy.max_equal_rows, policy.min_distinct)
 
 
 def _all_heavy_scale(match: CaseMatch, policy: Policy) -> str:

@@ -138,7 +138,7 @@ def run_e2e(e2e: E2EPlan, progress: Progress, grace: Grace | None = None) -> lis
             started is left running.
     """
     config = _read_config(e2e.model_dir) if e2e.model_dir is not None else {}
-    client = _client(e2e, config) if e2e.server.engine is not None else None
+    client = client_of(e2e) if e2e.server.engine is not None else None
     outcome = perform(e2e.plan, progress, client, e2e.request.seed, grace)
     manifest = _manifest(e2e, config, outcome)
     for report in e2e.plan.reports:
@@ -146,8 +146,14 @@ def run_e2e(e2e: E2EPlan, progress: Progress, grace: Grace | None = None) -> lis
     return list(e2e.plan.reports)
 
 
-def _client(e2e: E2EPlan, config: dict[str, Any]) -> Client:
-    assert e2e.server.engine is not None, "run_e2e checks it"
+def client_of(e2e: E2EPlan) -> Client:
+    """Who asks the plan's server.
+
+    Raises:
+        BadInput: the model's vocabulary is unknown.
+    """
+    assert e2e.server.engine is not None, "a program is not asked"
+    config = _read_config(e2e.model_dir) if e2e.model_dir is not None else {}
     vocab = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     if not isinstance(vocab, int) or vocab < 2:
         raise BadInput(f"{e2e.model_dir}/config.json has no vocab_size")

@@ -56,6 +56,7 @@ class Engine:
         config_flags: flags that name a YAML file; what goes there: ``config_nvtx`` and, since the
             file's section replaces the command's own, unless one of ``config_clash`` is in it,
             ``config_cache``.
+        imports_opkit: a switch names code of opkit, which the server's interpreter must find.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Engine:
     config_nvtx: str = ""
     config_cache: str = ""
     config_clash: tuple[str, ...] = ()
+    imports_opkit: bool = False
 
     def body(self, model: str, prompts: list[list[int]], output: int) -> Body:
         """The JSON of one request for all ``prompts``, so that the scheduler sees them together."""
@@ -116,6 +118,12 @@ _CACHE_NOTE = "so that every prompt is computed whole: prompts of the waves begi
 _SGLANG_NOTE = (
     "no module ranges: SGLang's layerwise marker cannot be traced by its piecewise prefill graphs "
     "(compiler error at start); add --disable-piecewise-cuda-graph for a run with them"
+)
+
+_LABELS_NOTE = "to make SGLang's step names NVTX ranges"
+_SGLANG_HOOKS = (
+    '[{"name":"opkit","target_modules":["opkit.none"],'
+    '"hook_factory":"opkit.layers.backends.sglang.labels:step_ranges"}]'
 )
 
 ENGINES = (
@@ -178,6 +186,7 @@ ENGINES = (
         health="/health",
         version="/server_info",
         completions="/generate",
+        imports_opkit=True,
         model_flags=("--model-path", "--model"),
         positional=False,
         tp_flags=("--tp-size", "--tensor-parallel-size", "--tp"),
@@ -189,6 +198,10 @@ ENGINES = (
                 without=_SGLANG_NOTE,
             ),
             Switch("--disable-radix-cache", note=_CACHE_NOTE),
+            # Called once in every scheduler process; it registers no hook (docs/backend-sglang.md).
+            Switch(
+                "--forward-hooks", _SGLANG_HOOKS, note=_LABELS_NOTE
+            ),
         ),
     ),
 )

@@ -118,11 +118,11 @@ class _Performer:
         match step:
             case Ready(url, limit_s):
                 self._ready(url, limit_s, launch)
-            case Post(url, purpose):
+            case Post(url, purpose, body, limit_s):
                 self._progress(purpose)
                 _alive(launch, purpose)
                 try:
-                    self._the_client().post(url)
+                    self._the_client().post(url, body, limit_s)
                 except RunFailed as error:
                     raise launch.failure(f"{purpose}: {error}") from error
             case Send():

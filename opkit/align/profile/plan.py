@@ -56,10 +56,15 @@ class Ready:
 
 @dataclass(frozen=True)
 class Post:
-    """Ask the server for something by a POST without body: ``purpose`` says for what."""
+    """Ask the server for something by a POST: ``purpose`` says for what.
+
+    ``body`` is JSON, empty for none; an answer is awaited for ``limit_s`` seconds.
+    """
 
     url: str
     purpose: str
+    body: str = ""
+    limit_s: float = 10.0
 
 
 class Purpose(StrEnum):
@@ -153,8 +158,8 @@ def _step_lines(step: Step, log: Path) -> Iterable[str]:
             return [f"# {command.purpose}", command.line()]
         case Ready(url, limit_s):
             return [f"# wait until GET {url} answers 200, at most {limit_s:.0f} s"]
-        case Post(url, purpose):
-            return [f"# {purpose}: POST {url}"]
+        case Post(url, purpose, body):
+            return [f"# {purpose}: POST {url}{' ' if body else ''}{body}"]
         case Send(url, waves, purpose, _, rounds):
             times = f" {rounds} times" if rounds > 1 else ""
             shapes = ", ".join(wave_text(wave) for wave in waves)

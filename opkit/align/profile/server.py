@@ -75,14 +75,14 @@ class Client:
             raise RunFailed(f"GET {url} names no version")
         return str(answer["version"])
 
-    def post(self, url: str) -> None:
-        """POST without a body.
+    def post(self, url: str, body: str = "", limit_s: float = _SHORT_S) -> None:
+        """POST ``body`` (JSON; empty: an empty object), whatever is answered.
 
         Raises:
             RunFailed: no answer, or a refusal.
         """
         try:
-            with self._open(url, {}, _SHORT_S):
+            with self._open(url, json.loads(body) if body else {}, limit_s):
                 return
         except urllib.error.HTTPError as error:
             raise RunFailed(f"POST {url} answered {error.code}: {error.reason}") from error

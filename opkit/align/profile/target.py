@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import opkit
 from opkit.align.profile.command_line import ServerCommand, has_flag, vllm_compiles
 from opkit.align.profile.engines import Engine
 
@@ -41,6 +42,8 @@ def prepare_target(server: ServerCommand, env: dict[str, str], out_dir: Path) ->
         notes.append(f"the command hides {engine.name}'s flags: opkit added none")
         return Target(server.argv, given, (), tuple(notes))
     argv, switch_notes = _with_switches(engine, server.argv)
+    if engine.imports_opkit:
+        given = with_opkit(given)
     files: tuple[tuple[Path, str], ...] = ()
     if engine.config_flags:
         wanted, config_notes = _config(engine, argv)
@@ -54,6 +57,15 @@ def prepare_target(server: ServerCommand, env: dict[str, str], out_dir: Path) ->
             "sequence (--compilation-config '{\"mode\":0}' keeps them)"
         )
     return Target(argv, given, files, (*notes, *switch_notes))
+
+
+def with_opkit(env: dict[str, str]) -> dict[str, str]:
+    """``env`` with this opkit on the interpreter's path, whichever environment the server has."""
+    own = str(Path(opkit.__file__).parents[1])
+    before = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    if own in before.split(os.pathsep):
+        return env
+    return {**env, "PYTHONPATH": os.pathsep.join(part for part in (own, before) if part)}
 
 
 def _with_switches(engine: Engine, argv: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:

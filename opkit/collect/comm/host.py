@@ -14,8 +14,8 @@ from typing import Any
 import opkit
 from opkit.collect.comm.plan import CUSTOM_BACKENDS, CommOptions
 from opkit.collect.comm.probe import MARK
-from opkit.collect.workers.interpreter import module_command
 from opkit.errors import RunFailed, ToolMissing
+from opkit.layers.interpreter import module_command
 from opkit.layers.manifest import Manifest
 
 PROBE_LIMIT_S = 600.0  # an engine that is imported for the first time compiles and reads a lot

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from opkit.collect.comm.channel import RANK_VARIABLE, Channel
 from opkit.collect.comm.plan import World
-from opkit.collect.workers.interpreter import module_command
 from opkit.errors import RunFailed, ToolMissing
+from opkit.layers.interpreter import module_command
 
 END_S = 10.0  # that a process may take to be gone once it is killed
 

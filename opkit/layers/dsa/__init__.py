@@ -7,12 +7,14 @@ cache writes, sparse attention, output projection.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import Case, Op, Phase, RegionPattern, Table
 
-_SELF_ATTENTION = r"layers\.(?P<layer>\d+)\.self_attn$"
+SELF_ATTENTION = r"layers\.(?P<layer>\d+)\.self_attn$"
 
-_COLUMNS = (
+COLUMNS = (
     "model", "architecture", "mla_dtype", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size",
     "isl", "tp_size", "step",
 )  # fmt: skip
@@ -45,6 +47,19 @@ def columns(case: Case, mock: Manifest) -> dict[str, str | int]:
     }
 
 
+def projections(size: Mapping[str, int]) -> int:
+    """Elements of the weights of a latent attention's five large projections."""
+    heads, hidden = size["num_heads"], size["hidden_size"]
+    query = size["qk_nope_head_dim"] + size["qk_rope_head_dim"]
+    latent = size["kv_lora_rank"] + size["qk_rope_head_dim"]
+    return (
+        hidden * (size["q_lora_rank"] + latent)
+        + size["q_lora_rank"] * heads * query
+        + heads * size["kv_lora_rank"] * (size["qk_nope_head_dim"] + size["v_head_dim"])
+        + heads * size["v_head_dim"] * hidden
+    )
+
+
 def work(case: Case, mock: Manifest) -> tuple[float, float]:
     """Least floating-point operations and bytes of one forward.
 
@@ -52,15 +67,8 @@ def work(case: Case, mock: Manifest) -> tuple[float, float]:
     read of the weights; the indexer, caches and activations are left out: it is a lower bound.
     """
     size = {name: int(value) for name, value in mock.model.items() if isinstance(value, int)}
-    heads, hidden = size["num_heads"], size["hidden_size"]
-    query = size["qk_nope_head_dim"] + size["qk_rope_head_dim"]
-    latent = size["kv_lora_rank"] + size["qk_rope_head_dim"]
-    weights = (
-        hidden * (size["q_lora_rank"] + latent)
-        + size["q_lora_rank"] * heads * query
-        + heads * size["kv_lora_rank"] * (size["qk_nope_head_dim"] + size["v_head_dim"])
-        + heads * size["v_head_dim"] * hidden
-    )
+    heads, latent = size["num_heads"], size["kv_lora_rank"] + size["qk_rope_head_dim"]
+    weights = projections(size)
     tokens = case.batch * case.tokens
     seen = sum(
         min(size["index_topk"], case.past + token + 1) for token in range(case.tokens)
@@ -77,10 +85,10 @@ DSA = Op(
     region={
         # Before it the input norm, after it the norm before the MLP: both add the residual. The
         # first of the model does not, but plain norms run inside the op too: no border.
-        "vllm": RegionPattern(_SELF_ATTENTION, (r"fused_add_rms_norm",)),
+        "vllm": RegionPattern(SELF_ATTENTION, (r"fused_add_rms_norm",)),
         # flashinfer's norm kernels in both; TensorRT-LLM also has its own.
-        "sglang": RegionPattern(_SELF_ATTENTION, (r"FusedAddRMSNormKernel",)),
-        "trtllm": RegionPattern(_SELF_ATTENTION, (r"(?i)fused_?add_?rms_?norm",)),
+        "sglang": RegionPattern(SELF_ATTENTION, (r"FusedAddRMSNormKernel",)),
+        "trtllm": RegionPattern(SELF_ATTENTION, (r"(?i)fused_?add_?rms_?norm",)),
     },
     data_dependent=(
         r"(?i)topk_?per_?row",  # topKPerRowPrefill, topKPerRowDecode
@@ -90,7 +98,7 @@ DSA = Op(
         r"flash_fwd_splitkv_mla.*sparse",  # FlashMLA's decode kernel over an FP8 cache
     ),
     tables={
-        phase: Table(f"dsa_{phase}_module", "sparse_attention", _COLUMNS, _KERNEL_SOURCE)
+        phase: Table(f"dsa_{phase}_module", "sparse_attention", COLUMNS, _KERNEL_SOURCE)
         for phase in (Phase.CONTEXT, Phase.GENERATION)
     },
     columns=columns,

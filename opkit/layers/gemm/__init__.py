@@ -1,9 +1,17 @@
-"""Matrix product: one linear layer without bias, activations [m, k] by the transpose of [n, k]."""
+"""Linear layers: activations [m, k] by the transpose of weights [n, k], without bias.
+
+Aligned as a layer's linear modules at the engine's steps (one region: all of them, in launch
+order); collected as single products.
+"""
 
 from __future__ import annotations
 
 from opkit.layers.manifest import Manifest
-from opkit.layers.op import GemmCase, Op, Table
+from opkit.layers.op import GemmCase, Op, Phase, RegionPattern, Table
+
+# The linear modules of a dense layer, by the engine's own fused names.
+LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+_LAYER = r"layers\.(?P<layer>\d+)\.(?:" + "|".join(LINEARS).replace(".", r"\.") + r")$"
 
 # Element types of the operands: torch's name, and that of the field's tables.
 DTYPES = {"bfloat16": "bfloat16", "float8_e4m3fn": "fp8"}
@@ -24,9 +32,9 @@ def work(case: GemmCase, manifest: Manifest) -> tuple[float, float]:  # noqa: AR
 
 GEMM = Op(
     name="gemm",
-    title="Matrix product of a linear layer",
-    phases=(),
-    region={},
+    title="Linear layers: matrix products",
+    phases=(Phase.CONTEXT, Phase.GENERATION),
+    region={name: RegionPattern(_LAYER) for name in ("vllm", "sglang", "trtllm")},
     tables={
         "": Table(
             name="gemm",
@@ -44,4 +52,5 @@ GEMM = Op(
     },
     columns=columns,
     work=work,
+    shares=("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from opkit.errors import BadInput
-from opkit.layers.op import LaunchMode
+from opkit.layers.geometry import local_overrides
+from opkit.layers.op import Case, LaunchMode, MoeCase
 from opkit.layers.plan import Plan
 
 
@@ -69,11 +71,12 @@ def raise_limits(plan: Plan, args: AsyncEngineArgs) -> AsyncEngineArgs:
 
     What is not too small stays as the server has it.
     """
-    cases = [item.case for item in plan.cases]
+    cases = [item.case for item in plan.cases if isinstance(item.case, Case)]
+    flat = [item.case.tokens for item in plan.cases if isinstance(item.case, MoeCase)]
     needs = {
-        "max_model_len": max(case.past + case.tokens for case in cases),
-        "max_num_seqs": max(case.batch for case in cases),
-        "max_num_batched_tokens": max(case.batch * case.tokens for case in cases),
+        "max_model_len": max((case.past + case.tokens for case in cases), default=1),
+        "max_num_seqs": max((case.batch for case in cases), default=1),
+        "max_num_batched_tokens": max([case.batch * case.tokens for case in cases] + flat + [1]),
     }
     # A limit that the flags leave to vLLM is left to it, unless its default is known to be small.
     defaults = {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}
@@ -87,35 +90,41 @@ def raise_limits(plan: Plan, args: AsyncEngineArgs) -> AsyncEngineArgs:
             raised["max_num_batched_tokens"], raised.get("max_num_seqs", 1)
         )
     compilation = copy.deepcopy(args.compilation_config)
-    batches = {item.case.batch for item in plan.cases if item.mode is LaunchMode.GRAPH}
+    graphs = [item.case for item in plan.cases if item.mode is LaunchMode.GRAPH]
+    batches = {case.batch for case in graphs if isinstance(case, Case)}
     if batches:
         compilation.cudagraph_capture_sizes = sorted(batches)
         compilation.max_cudagraph_capture_size = None
     return dataclasses.replace(args, **raised, compilation_config=compilation)
 
 
-def layer_config(plan: Plan, args: AsyncEngineArgs) -> VllmConfig:
-    """The server's configuration, with one layer, one rank and dummy weights.
+def layer_config(
+    plan: Plan, args: AsyncEngineArgs, shares: Sequence[str], extra: Mapping[str, Any]
+) -> VllmConfig:
+    """The server's configuration, with one layer and one rank.
 
-    Tensor parallelism is simulated: one rank's share of the heads, and no collectives.
+    Tensor parallelism is simulated: one rank's share of heads and sizes, and no collectives.
+    Weights are vLLM's dummy ones, unless the server loads a checkpoint and there is one rank.
+
+    Args:
+        plan: what is to be run.
+        args: the server's flags.
+        shares: keys of ``config.json`` of which a rank has its share.
+        extra: further values for ``config.json``.
 
     Raises:
-        BadInput: vLLM refuses the configuration, or heads cannot be shared among the ranks.
+        BadInput: vLLM refuses the configuration, or something cannot be shared among the ranks.
     """
     if plan.limits == "cases":
         args = raise_limits(plan, args)
     overrides = dict(args.hf_overrides) if isinstance(args.hf_overrides, dict) else {}
     shape = model_json(plan.model) | overrides
-    overrides["num_hidden_layers"] = 1
-    if plan.tp_size > 1:
-        for name in ("num_attention_heads", "num_key_value_heads"):
-            if shape[name] % plan.tp_size:
-                raise BadInput(f"{name} {shape[name]} cannot be shared by {plan.tp_size} ranks")
-            overrides[name] = shape[name] // plan.tp_size
+    overrides |= {"num_hidden_layers": 1, **extra}
+    overrides |= local_overrides(shape, plan.tp_size, shares, plan.model)
     one_rank = dataclasses.replace(
         args,
         hf_overrides=overrides,
-        load_format="dummy",
+        load_format=args.load_format if loads_checkpoint(plan, args) else "dummy",
         skip_tokenizer_init=True,
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
@@ -129,3 +138,11 @@ def layer_config(plan: Plan, args: AsyncEngineArgs) -> VllmConfig:
         return one_rank.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except ValueError as error:
         raise BadInput(f"vLLM refuses the server's configuration: {error}") from error
+
+
+def loads_checkpoint(plan: Plan, args: AsyncEngineArgs) -> bool:
+    """Whether the mock's weights are the server's checkpoint, as the server's are.
+
+    A rank's share of a checkpoint is not cut out: with several ranks the mock draws its weights.
+    """
+    return args.load_format != "dummy" and plan.tp_size == 1

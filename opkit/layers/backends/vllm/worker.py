@@ -14,17 +14,17 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.compilation.cuda_graph import CUDAGraphWrapper
-from vllm.config import CUDAGraphMode
-from vllm.forward_context import ForwardContext, get_forward_context, override_forward_context
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.forward_context import override_forward_context
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import (
     initialize_model,
@@ -41,10 +41,13 @@ from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from opkit.errors import BadInput, ToolMissing
-from opkit.layers.op import Case, LaunchMode, Phase
+from opkit.layers.backends.vllm.config import layer_config, server_args
+from opkit.layers.backends.vllm.models import OneLayerModel, Step
+from opkit.layers.captured import Captured
+from opkit.layers.mock import CacheView, Forward
+from opkit.layers.op import Case, LaunchMode, Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.prompts import prompt_tokens
-from opkit.layers.vllm_config import layer_config, server_args
 
 # Left free beside the caches for activations and workspaces, whose largest use has been seen and
 # is in torch's own pool by then; this is what graphs and libraries take.
@@ -53,76 +56,31 @@ _WORKING_BYTES = 6 * 2**30
 _POOL_TOKENS = 8192
 
 
+# Gives the one-layer model's class once the server's configuration is known.
+ModelOf = Callable[[VllmConfig], type[OneLayerModel]]
+
+
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """What the op's module was called with in one step, and the forward context around it."""
+class Prepared:
+    """The case that was made ready last, and its step."""
 
-    context: ForwardContext
-    arguments: dict[str, Any]
-
-
-class OneLayerModel(torch.nn.Module):  # type: ignore[misc]  # torch is untyped where it is absent
-    """Embedding, first norm, then the op's module: all that the module's input depends on.
-
-    A subclass builds the module (:meth:`module`), the norm before it (:meth:`norm`), and its call
-    arguments (:meth:`arguments`). Parameters get the engine's dummy bits, which depend only on
-    their size and dtype, so the module is given what layer 0 of the engine gives it.
-    """
-
-    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__()
-        del prefix  # the engine's signature; layer names here are the engine's own, from "model."
-        shape = vllm_config.model_config.hf_config
-        tokens = vllm_config.scheduler_config.max_num_batched_tokens
-        self.embed_tokens = VocabParallelEmbedding(
-            shape.vocab_size,
-            shape.hidden_size,
-            quant_config=vllm_config.quant_config,
-            prefix="model.embed_tokens",
-        )
-        # One address for every step: graphs are captured over it.
-        self.hidden = torch.empty(tokens, shape.hidden_size, device=current_platform.device_type)
-        self.launch: Callable[..., Any] = self.module_forward
-        self.last: Step | None = None
-
-    def module(self) -> Any:
-        """The op's module."""
-        raise NotImplementedError
-
-    def norm(self, embedded: Any) -> Any:
-        """The norm that stands before the op's module."""
-        raise NotImplementedError
-
-    def arguments(self, positions: Any, hidden: Any) -> dict[str, Any]:
-        """Keyword arguments of the module, as the engine's decoder layer passes them."""
-        raise NotImplementedError
-
-    def inputs(self, input_ids: Any) -> Any:
-        """The module's input, [tokens, hidden_size], made as the engine makes it."""
-        return self.norm(self.embed_tokens(input_ids))
-
-    def module_forward(self, **arguments: Any) -> Any:
-        """One forward of the op's module, and nothing else."""
-        return self.module()(**arguments)
-
-    def forward(self, input_ids: Any, positions: Any, **_: Any) -> Any:
-        """One step, as the engine's runner calls a model; remembers it in ``last``."""
-        hidden = self.hidden[: input_ids.shape[0]]
-        hidden.copy_(self.inputs(input_ids))
-        arguments = self.arguments(positions, hidden)
-        self.last = Step(get_forward_context(), arguments)
-        return self.launch(**arguments)
-
-    def compute_logits(self, hidden: Any) -> Any:
-        """Nothing is sampled here; the runner insists on asking."""
-        return hidden
+    case: Case
+    step: Step
 
 
 class LayerWorker:
     """A vLLM worker that holds one layer and runs the cases of a plan through it."""
 
-    def __init__(self, plan: Plan, model_class: type[OneLayerModel]) -> None:
+    def __init__(
+        self, plan: Plan, op: Op, model_of: ModelOf, overrides: Mapping[str, Any] | None = None
+    ) -> None:
         """Bring the worker up to where the engine begins to serve.
+
+        Args:
+            plan: the cases, and the server to be.
+            op: whose share of the model a rank has.
+            model_of: gives the one-layer model's class for the server's configuration.
+            overrides: further values for the model's ``config.json``.
 
         Raises:
             BadInput: flags or cases that this server could not run.
@@ -137,13 +95,17 @@ class LayerWorker:
         self._live: set[str] = set()
         self._prompts: dict[int, list[int]] = {}
         self.args = server_args(plan)
-        self.config = layer_config(plan, self.args)
+        self.config = layer_config(plan, self.args, op.shares, overrides or {})
+        self.steps = [item for item in plan.cases if isinstance(item.case, Case)]
         self._check_cases()
         self.worker = WorkerWrapperBase(rpc_rank=0)
         self.worker.init_worker([self._worker_arguments()])
         self.worker.init_device()
         self.runner = self.worker.worker.model_runner
-        self.model = self.load(model_class)
+        self.model = self.load(model_of(self.config))
+        self.model.recipe = plan.inputs
+        if plan.inputs == "captured":
+            self.model.captured = Captured(Path(plan.captured), plan.op, plan.backend)
         self.runner.model = self.model
         # Like the engine's memory profiling: the largest step fixes the size of all workspaces.
         self.runner._dummy_run(self.runner.max_num_tokens, is_profile=True)
@@ -151,7 +113,7 @@ class LayerWorker:
         if plan.caches == "pooled":
             self._fill_pool()
         kernel_warmup(self.worker.worker)  # kernels that are tuned at start-up are tuned here too
-        if any(item.mode is LaunchMode.GRAPH for item in plan.cases):
+        if any(item.mode is LaunchMode.GRAPH for item in self.steps):
             self._capture_graphs()
 
     def load(self, model_class: type[OneLayerModel]) -> OneLayerModel:
@@ -170,14 +132,16 @@ class LayerWorker:
         model.eval()
         return model
 
-    def prepare(self, planned: PlannedCase[Case]) -> Callable[[], None]:
-        """Fill the caches, run the step once, and return a function that runs the module again.
+    def prepare(self, planned: PlannedCase[Case]) -> Forward:
+        """Fill the caches, run the step once, and return a function that runs the op again.
 
         Raises:
             BadInput: the server's flags launch this case in another mode.
         """
         case = planned.case
         self._check_room(case)
+        if self.model.captured is not None:
+            self.model.captured.select(case)
         if self.plan.caches == "prefilled":
             with self._eager_launches():
                 self._fill_caches(case)
@@ -193,13 +157,42 @@ class LayerWorker:
                     f"full CUDA graph, but the plan asks for mode graph"
                 )
         torch.cuda.synchronize()
-        launch = self.model.launch
+        launch, tokens = self.model.launch, case.batch * case.tokens
+        self.prepared = Prepared(case, step)
 
-        def forward() -> None:
+        def forward() -> Any:
             with torch.inference_mode(), override_forward_context(step.context):
-                launch(**step.arguments)
+                output = launch(**step.arguments)
+            return output[:tokens]  # a graph's batch may be padded
 
         return forward
+
+    def inputs(self) -> dict[str, Any]:
+        """The tensors that the op of the case prepared last is called with, without padding."""
+        tokens = self.prepared.case.batch * self.prepared.case.tokens
+        return {
+            name: value[:tokens]
+            for name, value in self.prepared.step.arguments.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def caches(self) -> tuple[CacheView, ...]:
+        """The caches of the case prepared last, by block."""
+        case, size = self.prepared.case, self.block_size
+        found = []
+        for number, group in enumerate(self.cache_groups):
+            new: list[int] = []
+            past: list[int] = []
+            for request in range(case.batch):
+                first = self._first_block(case, request, number)
+                new += range(first + case.past // size, first + _blocks(case, size))
+                past += range(first, first + case.past // size)
+            layers = self.config.compilation_config.static_forward_context
+            found += [
+                CacheView(name, layers[name].kv_cache, tuple(new), tuple(past))
+                for name in group.layer_names
+            ]
+        return tuple(found)
 
     def close(self) -> None:
         """End the process group and give the GPU's memory back, for the next build."""
@@ -228,7 +221,7 @@ class LayerWorker:
         """Refuse, before the GPU is touched, what this server's scheduler would never run."""
         scheduler = self.config.scheduler_config
         longest = self.config.model_config.max_model_len
-        for item in self.plan.cases:
+        for item in self.steps:
             case = item.case
             limits = (
                 (case.batch, scheduler.max_num_seqs, "max_num_seqs"),
@@ -255,7 +248,7 @@ class LayerWorker:
         specs = self.worker.get_kv_cache_spec()
         size = self.config.cache_config.block_size
         longest = -(-self.config.model_config.max_model_len // size)
-        need = max(item.case.batch * _blocks(item.case, size) for item in self.plan.cases)
+        need = max((x.case.batch * _blocks(x.case, size) for x in self.steps), default=0)
         # Block 0 is the engine's null block; each group of layers has blocks of its own.
         self.config.cache_config.num_gpu_blocks_override = 1 + longest
         self.groups = len(get_kv_cache_configs(self.config, [specs], [0])[0].kv_cache_groups)
@@ -267,6 +260,7 @@ class LayerWorker:
         self.blocks = 1 + min(max(need, longest) * self.groups, max(room, longest * self.groups))
         self.config.cache_config.num_gpu_blocks_override = self.blocks
         caches = get_kv_cache_configs(self.config, [specs], [0])[0]
+        self.cache_groups = caches.kv_cache_groups
         sizes = {group.kv_cache_spec.block_size for group in caches.kv_cache_groups}
         self.block_size = self.config.cache_config.block_size = min(sizes)
         self.config.validate_block_size()
@@ -354,7 +348,9 @@ class LayerWorker:
             finished_req_ids=self._live,
         )
         self._live = set(names)
+        self.model.rows = [(request, computed, tokens) for request in requests]
         self.runner.execute_model(output)
+        self.model.rows = ()
         self.runner.execute_model_state = None  # nothing is sampled from it
         assert self.model.last is not None
         return self.model.last
@@ -365,7 +361,7 @@ class LayerWorker:
         """A request as the scheduler describes it, its blocks in a fresh allocator's order."""
         vocab = self.config.model_config.get_vocab_size()
         count = _blocks(case, self.block_size)
-        first = [1 + (request * self.groups + group) * count for group in range(self.groups)]
+        first = [self._first_block(case, request, group) for group in range(self.groups)]
         return NewRequestData(
             req_id=name,
             prompt_token_ids=self._prompt(request, computed, tokens, vocab),
@@ -376,6 +372,10 @@ class LayerWorker:
             num_computed_tokens=computed,
             lora_request=None,
         )
+
+    def _first_block(self, case: Case, request: int, group: int) -> int:
+        """The first cache block of a request in a group of layers."""
+        return 1 + (request * self.groups + group) * _blocks(case, self.block_size)
 
     def _prompt(self, request: int, computed: int, tokens: int, vocab: int) -> Any:
         """The first ``computed + tokens`` token ids of a request.

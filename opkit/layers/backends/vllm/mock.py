@@ -1,0 +1,257 @@
+"""The mock of any op on vLLM: the worker, and what it tells of itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm
+from vllm.config import CompilationMode
+
+from opkit.layers import captured, prompts
+from opkit.layers.backends.vllm import config as configuration
+from opkit.layers.backends.vllm import models
+from opkit.layers.backends.vllm.config import loads_checkpoint, model_json, server_args
+from opkit.layers.backends.vllm.models import OneLayerModel, inside
+from opkit.layers.backends.vllm.worker import LayerWorker
+from opkit.layers.manifest import Manifest, Operand
+from opkit.layers.mock import Forward, Probe
+from opkit.layers.op import LaunchMode, Op
+from opkit.layers.operands import sample, watch
+from opkit.layers.plan import Plan, PlannedCase
+from opkit.layers.provenance import base_versions, file_digest, source_digests
+
+_CACHE_RECIPES = {
+    "prefilled": "the same prompts prefilled through this module, one request a step, at most "
+    "{limit:,} tokens a step",
+    "pooled": "one long prompt prefilled through this module, its blocks repeated over the cache",
+}
+_LIMIT_RECIPES = {
+    "server": "the server's own",
+    "cases": "lengths, requests and tokens a step raised to what the cases need; a graph for each "
+    "batch",
+}
+_INPUT_RECIPES = {
+    "tokens": "prompt_tokens(seed={seed}, request 0 to batch-1), through the engine's own modules "
+    "before the op, of layer {layer}",
+    "captured": "captured from the engine's layer {layer}: {captured}",
+    "normal": "normal(0, 1) in every floating-point argument",
+    "zeros": "zeros in every floating-point argument: degenerate on purpose",
+    "rows": "the first row of each argument in all its rows: degenerate on purpose",
+}
+_DUMMY = "vLLM's dummy weights: uniform in ±1e-3, seed 1234 for every parameter"
+
+
+@dataclass
+class About:
+    """What an op tells of its module.
+
+    Attributes:
+        model, dtypes: keys of ``Manifest.model`` and ``Manifest.dtypes``.
+        width: elements of a row of its output, from the configuration.
+    """
+
+    model: dict[str, Any]
+    dtypes: dict[str, str]
+    width: int
+
+
+@dataclass(frozen=True)
+class Build:
+    """How an op's mock is built on vLLM.
+
+    Attributes:
+        paths: its modules below a decoder layer, in the order of their calls.
+        about: what to tell of them, from the model and its (local) configuration.
+        own: the op's own one-layer model; None: the modules of the engine's own model.
+        watched: further submodules whose arguments are sampled, see
+            :func:`opkit.layers.operands.watch`.
+        layer: the engine's layer that the mock stands for, unless the plan names a later one.
+        overrides: further values for ``config.json``.
+        cached: whether the op has a KV cache of its own.
+    """
+
+    paths: tuple[str, ...]
+    about: Callable[[OneLayerModel, Any], About]
+    own: type[OneLayerModel] | None = None
+    watched: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    layer: int = 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    cached: bool = True
+
+
+class VllmMock:
+    """See :class:`opkit.layers.mock.Mock`."""
+
+    def __init__(self, plan: Plan, op: Op, build: Build) -> None:
+        self.plan = plan
+        self.build = build
+        self.layer = max(plan.layer, build.layer)
+        own = build.own if not plan.strict and not self._checkpoint() else None
+
+        def model_of(config: Any) -> type[OneLayerModel]:
+            return own or inside(config, build.paths, self.layer)
+
+        self.worker = LayerWorker(plan, op, model_of, build.overrides)
+
+    @property
+    def model(self) -> OneLayerModel:
+        """The one-layer model."""
+        return self.worker.model
+
+    @property
+    def shape(self) -> Any:
+        """The model's configuration, with one rank's share of its sizes."""
+        return self.worker.config.model_config.hf_config
+
+    def prepare(self, planned: PlannedCase[Any]) -> Forward:
+        """See :meth:`opkit.layers.mock.Mock.prepare`."""
+        return self.worker.prepare(planned)
+
+    def probe(self) -> Probe:
+        """See :meth:`opkit.layers.mock.Mock.probe`."""
+        case = self.worker.prepared.case
+        return Probe(
+            inputs=self.worker.inputs(),
+            shape=(case.batch * case.tokens, self.build.about(self.model, self.shape).width),
+            dtype=dtype_name(self.worker.config.model_config.dtype),
+            caches=self.worker.caches() if self.build.cached else (),
+        )
+
+    def operands(self, planned: PlannedCase[Any]) -> tuple[Operand, ...]:
+        """Weights and inputs of large GEMMs, weights of experts, and the op's own arguments.
+
+        Runs eagerly, whatever the case's mode: a replayed graph calls no module.
+        """
+        forward = self.prepare(PlannedCase(planned.case, LaunchMode.EAGER))
+        phase, found = planned.case.phase, []
+        for path, module in self.model.ops().items():
+            for name, value in module.named_parameters():
+                if value.ndim == 3:  # experts' weights: [experts, output, input]
+                    found.append(sample(f"{path}.{name}", value.flatten(0, 1)))
+        for name, value in self.worker.inputs().items():
+            if value.is_floating_point():
+                found.append(sample(f"{phase} {name}", value))
+        for module in self.model.ops().values():
+            found += watch(module, forward, phase, self.build.watched)
+        return tuple({operand.name: operand for operand in found}.values())
+
+    def describe(self) -> Manifest:
+        """Versions, shapes, dtypes, sources and the recipe of inputs."""
+        stored = model_json(self.plan.model)
+        about = self.build.about(self.model, self.shape)
+        return Manifest(
+            side="mock",
+            op=self.plan.op,
+            backend=self.plan.backend,
+            command=tuple(sys.argv),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions={**base_versions(), **versions()},
+            model={
+                "architecture": self.shape.architectures[0],
+                "hidden_size": self.shape.hidden_size,
+                **about.model,
+                "num_hidden_layers": stored["num_hidden_layers"],
+                "config_sha256": file_digest(Path(self.plan.model) / "config.json"),
+            },
+            dtypes={
+                "activations": dtype_name(self.worker.config.model_config.dtype),
+                **about.dtypes,
+            },
+            tp_size=self.plan.tp_size,
+            engine_args=self.plan.engine_args,
+            layer_source=self._sources(),
+            recipe=self._recipe(),
+            notes=self._notes(),
+        )
+
+    def close(self) -> None:
+        """See :meth:`opkit.layers.mock.Mock.close`."""
+        self.worker.close()
+
+    def _checkpoint(self) -> bool:
+        return loads_checkpoint(self.plan, server_args(self.plan))
+
+    def _sources(self) -> dict[str, str]:
+        """Digests of every vLLM file that the op is made of, and of opkit's mock."""
+        parts = [part for module in self.model.ops().values() for part in module.modules()]
+        classes = {type(part) for part in parts} | {type(self.worker), type(self)}
+        classes |= {
+            type(getattr(part, name))
+            for part in parts
+            for name in ("impl", "quant_method", "scheme")
+            if getattr(part, name, None) is not None
+        }
+        # An own model is a class of its op's file; the engine's layer says how its modules are fed.
+        classes.add(getattr(self.model, "layer_class", type(self.model)))
+        for group in self.worker.runner._attn_group_iterator():
+            classes |= {group.backend, type(group.get_metadata_builder())}
+        # Not only classes make the layer: its limits and its tokens come out of functions.
+        files = {Path(str(part.__file__)) for part in (configuration, models, prompts, captured)}
+        functions = {f"opkit/{_below(path)}": file_digest(path) for path in files}
+        return dict(sorted((source_digests(classes, ("vllm", "opkit")) | functions).items()))
+
+    def _recipe(self) -> dict[str, str]:
+        """How weights, activations and caches came to their values."""
+        limit = self.worker.config.scheduler_config.max_num_batched_tokens
+        stored = f"the server's checkpoint, layer {self.layer}"
+        return {
+            "weights": stored if self._checkpoint() else _DUMMY,
+            "activations": _INPUT_RECIPES[self.plan.inputs].format(
+                seed=self.plan.seed, layer=self.layer, captured=Path(self.plan.captured).name
+            ),
+            "kv_cache": _CACHE_RECIPES[self.plan.caches].format(limit=limit),
+            "limits": _LIMIT_RECIPES[self.plan.limits],
+            "kv_cache_blocks": "consecutive blocks of a fresh pool, request after request",
+        }
+
+    def _notes(self) -> tuple[str, ...]:
+        """In what this mock knowingly differs from the server."""
+        notes = []
+        if self.plan.tp_size > 1:
+            notes.append(
+                f"tensor parallelism of {self.plan.tp_size} simulated: one rank's share, and no "
+                "all-reduce"
+            )
+        mode = self.worker.config.compilation_config.mode
+        if mode != CompilationMode.NONE:
+            notes.append(f"the server compiles its model (mode {mode}), the mock does not")
+        if self.worker.args.load_format != "dummy" and not self._checkpoint():
+            notes.append(
+                f"the server loads weights ({self.worker.args.load_format}), the mock draws them"
+            )
+        if hasattr(self.model, "layer_class"):
+            name = self.model.layer_class.__name__
+            notes.append(f"module taken from the engine's own {name}")
+        return tuple(notes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the framework, CUDA and the driver, and the GPU's name."""
+    from vllm.third_party import pynvml
+
+    pynvml.nvmlInit()
+    driver = pynvml.nvmlSystemGetDriverVersion()
+    return {
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "driver": driver.decode() if isinstance(driver, bytes) else driver,
+        "gpu": torch.cuda.get_device_name(0),
+    }
+
+
+def dtype_name(dtype: Any) -> str:
+    """As torch writes it, without the ``torch.`` prefix."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _below(path: Path) -> str:
+    """A file of opkit's as ``layers/prompts.py``."""
+    parts = path.parts
+    return "/".join(parts[len(parts) - 1 - parts[::-1].index("opkit") + 1 :])

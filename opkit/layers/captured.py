@@ -1,0 +1,169 @@
+"""The engine's own module inputs, stored by a run that is not timed, and read back by a mock.
+
+A capture is a folder: ``capture.json`` says what it is, ``sequence-P-N.pt`` holds the inputs of
+request N of the wave whose prompts have P tokens: for each tensor that the op's modules are called
+with, rows in the order of the request's tokens, [tokens, width]. So a mock can replay any step of
+that request, with any part of it cached.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opkit.errors import BadInput
+from opkit.layers.op import Case, Phase
+
+SCHEMA = "opkit.capture/1"
+# Of one step: request, first token, and number of tokens, in the order of the step's rows.
+Rows = Sequence[tuple[int, int, int]]
+Key = tuple[int, int]  # tokens of the prompt, number of the request in its wave
+
+
+def input_name(path: str, argument: str) -> str:
+    """How an input is called: the module's path below its layer, and the argument's name."""
+    return f"{path}/{argument}"
+
+
+@dataclass(frozen=True)
+class CaptureInfo:
+    """What a capture is.
+
+    Attributes:
+        op, backend: of the mock that it is for.
+        layer: the engine's layer.
+        seed: of the prompts.
+        model_sha256: digest of the model's ``config.json``.
+        versions: of the engine and of opkit.
+        command: the serving command.
+        created: UTC, ISO 8601.
+        lengths: tokens stored of each sequence, by :func:`key_text`.
+    """
+
+    op: str
+    backend: str
+    layer: int
+    seed: int
+    model_sha256: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    created: str = ""
+    lengths: dict[str, int] = field(default_factory=dict)
+    schema: str = SCHEMA
+
+    def write(self, folder: Path) -> None:
+        """Write ``capture.json``."""
+        (folder / "capture.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_info(folder: Path) -> CaptureInfo:
+    """What the capture in ``folder`` is.
+
+    Raises:
+        BadInput: there is none, or it cannot be read.
+    """
+    path = folder / "capture.json"
+    try:
+        data = json.loads(path.read_text())
+        if data.pop("schema") != SCHEMA:
+            raise ValueError("another schema")
+        return CaptureInfo(**data)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(
+            f"{path}: no readable capture ({error})", "`opkit align --inputs captured` makes one"
+        ) from error
+
+
+def key_text(key: Key) -> str:
+    """How a sequence is called in ``capture.json`` and in its file's name."""
+    return f"{key[0]}-{key[1]}"
+
+
+class Captured:
+    """The stored inputs of one op in one layer.
+
+    Args:
+        folder: where they are.
+        op, backend: what they must be of.
+
+    Raises:
+        BadInput: the folder holds none, or another op's.
+    """
+
+    def __init__(self, folder: Path, op: str, backend: str) -> None:
+        self.info = read_info(folder)
+        if (self.info.op, self.info.backend) != (op, backend):
+            raise BadInput(
+                f"{folder}: captured for {self.info.op} on {self.info.backend}, not for {op} on "
+                f"{backend}"
+            )
+        if not self.info.lengths:
+            raise BadInput(f"{folder}: holds no inputs")
+        self._folder = folder
+        self._lengths: dict[Key, int] = {}
+        for text, length in self.info.lengths.items():
+            prompt, _, request = text.partition("-")
+            self._lengths[int(prompt), int(request)] = length
+        self._loaded: dict[Key, dict[str, Any]] = {}
+        self._prompt = next(iter(self._lengths))[0]
+
+    def select(self, case: Case) -> None:
+        """Take the wave that the case's step belongs to.
+
+        Raises:
+            BadInput: the engine's run had no step of that batch and length.
+        """
+        wanted = [
+            prompt
+            for prompt in sorted({prompt for prompt, _ in self._lengths})
+            if all(self._fits(case, prompt, request) for request in range(case.batch))
+        ]
+        if not wanted:
+            raise BadInput(
+                f"{self._folder}: no captured step of {case.phase} {case.label()}",
+                "capture with the --requests that are aligned",
+            )
+        # The longest prompt that had been processed by then, else the first that is long enough.
+        self._prompt = wanted[-1] if case.phase is Phase.GENERATION else wanted[0]
+
+    def _fits(self, case: Case, prompt: int, request: int) -> bool:
+        length = self._lengths.get((prompt, request), 0)
+        if case.phase is Phase.CONTEXT:
+            return case.past + case.tokens <= min(prompt, length)
+        return prompt <= case.past < length
+
+    def has(self, name: str) -> bool:
+        """Whether the input called ``name`` was stored."""
+        return name in self._sequence(next(iter(self._lengths)))
+
+    def rows(self, name: str, rows: Rows) -> Any:
+        """The stored rows of a step of the selected wave, [tokens, width], on the CPU.
+
+        Raises:
+            BadInput: the engine's run had no such request, or not so many tokens of it.
+        """
+        torch = importlib.import_module("torch")
+        parts = []
+        for request, start, count in rows:
+            key = (self._prompt, request)
+            if self._lengths.get(key, 0) < start + count:
+                raise BadInput(
+                    f"{self._folder}: sequence {key_text(key)} has "
+                    f"{self._lengths.get(key, 0):,} captured tokens, {start + count:,} are needed"
+                )
+            parts.append(self._sequence(key)[name][start : start + count])
+        return torch.cat(parts)
+
+    def _sequence(self, key: Key) -> dict[str, Any]:
+        if key not in self._loaded:
+            torch = importlib.import_module("torch")
+            path = self._folder / f"sequence-{key_text(key)}.pt"
+            try:
+                self._loaded[key] = torch.load(path, map_location="cpu", weights_only=True)
+            except OSError as error:
+                raise BadInput(f"{path}: cannot be read ({error})") from error
+        return self._loaded[key]

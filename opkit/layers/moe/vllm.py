@@ -1,0 +1,163 @@
+"""The MoE mock of vLLM: the ``experts`` module (``MoERunner``), out of the engine's own layer.
+
+Source: vLLM 0.24.0, ``model_executor/layers/fused_moe/``. Mixtral computes router logits before the
+module; Qwen3-MoE and DeepSeek have their gate, DeepSeek also its shared experts, inside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.forward_context import set_forward_context
+
+from opkit.errors import BadInput
+from opkit.layers.backends.vllm.config import model_json
+from opkit.layers.backends.vllm.mock import About, Build, VllmMock, dtype_name
+from opkit.layers.backends.vllm.models import OneLayerModel
+from opkit.layers.geometry import Geometry, read_geometry
+from opkit.layers.graphs import CapturedGraph
+from opkit.layers.manifest import Operand
+from opkit.layers.mock import Forward, Probe
+from opkit.layers.moe import MOE
+from opkit.layers.moe.routing import assign, steer
+from opkit.layers.op import LaunchMode, MoeCase
+from opkit.layers.operands import sample
+from opkit.layers.plan import Plan, PlannedCase, parse_routing
+
+_BLOCKS = {"MixtralForCausalLM": "block_sparse_moe"}  # all others call it mlp
+
+
+class MoeMock(VllmMock):
+    """See :class:`opkit.layers.mock.Mock`; also runs steps whose routing is driven."""
+
+    def __init__(self, plan: Plan, geometry: Geometry, build: Build) -> None:
+        super().__init__(plan, MOE, build)
+        self._geometry = geometry
+        self._graph: CapturedGraph | None = None
+        self._driven: tuple[MoeCase, dict[str, Any]] | None = None
+
+    def prepare(self, planned: PlannedCase[Any]) -> Forward:
+        """See :meth:`opkit.layers.mock.Mock.prepare`."""
+        if self._graph is not None:
+            self._graph.free()
+            self._graph = None
+        self._driven = None
+        if not isinstance(planned.case, MoeCase):
+            return super().prepare(planned)
+        case = planned.case
+        ((path, experts),) = self.model.ops().items()
+        inputs = self._steered(case, experts)
+        self._driven = case, {f"{path}/{name}": value for name, value in inputs.items()}
+        outputs: list[Any] = []
+
+        def forward() -> Any:
+            with (
+                torch.inference_mode(),
+                set_forward_context(None, self.worker.config, num_tokens=case.tokens),
+            ):
+                outputs[:] = [experts(**inputs)]
+            return outputs[0]
+
+        if planned.mode is LaunchMode.EAGER:
+            return forward
+        graph = self._graph = CapturedGraph(forward)
+
+        def replay() -> Any:
+            graph()
+            return outputs[0]
+
+        return replay
+
+    def probe(self) -> Probe:
+        """See :meth:`opkit.layers.mock.Mock.probe`."""
+        if self._driven is None:
+            return super().probe()
+        case, inputs = self._driven
+        shape = (case.tokens, self._geometry.hidden_size)
+        return Probe(inputs, shape, dtype_name(self.worker.config.model_config.dtype))
+
+    def operands(self, planned: PlannedCase[Any]) -> tuple[Operand, ...]:
+        """See :meth:`opkit.layers.mock.Mock.operands`."""
+        if not isinstance(planned.case, MoeCase):
+            return super().operands(planned)
+        self.prepare(PlannedCase(planned.case, LaunchMode.EAGER))
+        assert self._driven is not None
+        ((path, experts),) = self.model.ops().items()
+        weights = [
+            sample(f"{path}.{name}", value.flatten(0, 1))
+            for name, value in experts.named_parameters()
+            if value.ndim == 3
+        ]
+        inputs = [sample(name, value) for name, value in self._driven[1].items()]
+        return (*weights, *inputs)
+
+    def _steered(self, case: MoeCase, experts: Any) -> dict[str, Any]:
+        """Hidden states and router logits that send the tokens where the rule says.
+
+        A gate inside the module is steered by the hidden states; router logits given from outside
+        come from the same hidden states by the layer's own gate.
+        """
+        layout = self._geometry.experts
+        assert layout is not None
+        exponent = parse_routing(case.routing)
+        choice = assign(case.tokens, layout.number, layout.topk, exponent, self.plan.seed)
+        gate = experts.gate if experts.gate is not None else self._outer_gate()
+        weight = gate.weight.detach()
+        hidden = steer(weight.float(), choice, self.plan.seed, torch)
+        hidden = hidden.to(weight.device, self.worker.config.model_config.dtype)
+        if experts.gate is not None:
+            return {"hidden_states": hidden, "router_logits": hidden}
+        with torch.inference_mode():
+            logits = gate(hidden)[0]
+        return {"hidden_states": hidden, "router_logits": logits}
+
+    def _outer_gate(self) -> Any:
+        path = self.build.paths[0].rpartition(".")[0]
+        return self.model.engine.model.layers[0].get_submodule(path).gate
+
+
+def build(plan: Plan) -> MoeMock:
+    """The mock that ``plan`` asks for.
+
+    Raises:
+        BadInput: the model has no experts.
+    """
+    geometry = read_geometry(plan.model)
+    if geometry.experts is None:
+        raise BadInput(f"{plan.model}: no experts in this model", "its MLP is the op gemm's")
+    block = _BLOCKS.get(geometry.architecture, "mlp")
+    overrides = (
+        {"first_k_dense_replace": 0} if "first_k_dense_replace" in model_json(plan.model) else {}
+    )
+
+    def about(model: OneLayerModel, shape: Any) -> About:
+        del shape
+        assert geometry.experts is not None
+        ((_, experts),) = model.ops().items()
+        parts = ("gate", experts.gate), ("shared experts", experts.shared_experts)
+        return About(
+            model={
+                "inter_size": geometry.experts.intermediate_size,
+                "topk": geometry.experts.topk,
+                "num_experts": geometry.experts.number,
+                "includes": ", ".join(name for name, part in parts if part is not None),
+            },
+            dtypes={
+                "weights": dtype_name(next(p.dtype for p in experts.parameters() if p.ndim == 3)),
+                "kv_cache": "none",  # the op has none
+            },
+            width=geometry.hidden_size,
+        )
+
+    return MoeMock(
+        plan,
+        geometry,
+        Build(
+            (f"{block}.experts",),
+            about,
+            layer=geometry.experts.first_dense,
+            overrides=overrides,
+            cached=False,
+        ),
+    )
