@@ -30,7 +30,7 @@ test: setup
 # Another build: make test-torch TORCH="torch==…"
 TORCH ?= torch==2.13.0
 test-torch: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' 'nvtx<=0.2.11'
 	$(BIN)/python -m pytest tests/collect tests/layers tests/test_cli_collect.py tests/test_cli_comm.py
 
 lint: setup

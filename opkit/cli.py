@@ -60,9 +60,13 @@ def _complain(sentence: str, hint: str = "") -> None:
 # reading them all takes longer than most answers.
 COMMANDS = {
     "align": "opkit.cli_align",
+    "check": "opkit.cli_check",
     "collect": "opkit.cli_collect",
     "comm": "opkit.cli_comm",
     "install": "opkit.cli_collect",
+    "layers": "opkit.cli_layers",
+    "model": "opkit.cli_model",
+    "new": "opkit.cli_layers",
     "status": "opkit.cli_align",
     "trace": "opkit.cli_trace",
     "verify": "opkit.cli_collect",

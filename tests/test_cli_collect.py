@@ -58,7 +58,7 @@ def test_a_plan_needs_neither_gpu_nor_framework_nor_verdict(tmp_path: Path) -> N
         (["gemm", "--gpus", "9"], 2, "there is no GPU 9"),
         (["gemm", "--gpus", "a"], 2, "numbers and commas"),
         (["nope"], 4, "unknown op"),
-        (["dsa", "--backend", "sglang"], 4, "no mock of dsa for 'sglang'"),
+        (["dsa", "--backend", "nope"], 4, "no mock of dsa for 'nope'"),
         (["dsa", "--plan", "--case-filter", "m=1"], 2, "a case has no m"),
     ],
 )

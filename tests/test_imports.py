@@ -39,6 +39,8 @@ PLAIN_DATA = (
     "opkit.align.policy",
 )
 FRAMEWORKS = {"torch", "vllm", "tensorrt_llm", "sglang", "ray", "nvtx"}
+# An op's file for a backend may import its framework; so may what a backend's mocks share.
+BACKENDS = {"torch", "vllm", "sglang", "trtllm"}
 
 
 def part_of(name: str) -> str:
@@ -47,7 +49,16 @@ def part_of(name: str) -> str:
         return "__init__"
     part = name.removeprefix("opkit.").removesuffix(".py").replace("/", ".").split(".")[0]
     # The files of the command line.
-    for suffix in ("_align", "_collect", "_comm", "_output", "_trace"):
+    for suffix in (
+        "_align",
+        "_check",
+        "_collect",
+        "_comm",
+        "_layers",
+        "_model",
+        "_output",
+        "_trace",
+    ):
         part = part.removesuffix(suffix)
     return part
 
@@ -130,7 +141,27 @@ def test_a_forbidden_import_is_found(module: str, code: str) -> None:
 
 def backend(module: str) -> bool:
     """Whether it may import a framework: only a backend of ``layers``."""
-    return module.startswith("layers/") and Path(module).name.startswith(("vllm", "torch_"))
+    parts = Path(module).with_suffix("").parts
+    if parts[:2] == ("layers", "backends"):
+        return True
+    return len(parts) == 3 and parts[0] == "layers" and parts[2] in BACKENDS
+
+
+@pytest.mark.parametrize(
+    ("module", "may"),
+    [
+        ("layers/gqa/torch.py", True),
+        ("layers/dsa/trtllm.py", True),
+        ("layers/backends/vllm/worker.py", True),
+        ("layers/torch.py", False),
+        ("layers/nvtx.py", False),
+        ("layers/check/torch/deep.py", False),
+        ("layers/gqa/__init__.py", False),
+        ("align/torch.py", False),
+    ],
+)
+def test_a_backend_is_known_by_its_place(module: str, may: bool) -> None:
+    assert backend(module) is may
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if not backend(module)])

@@ -8,7 +8,7 @@ every difference is named; ``--waive`` lets a run through, and its reason stands
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,8 @@ class Admission:
 
     Attributes:
         op, backend: what is to be collected.
-        entries: the verdict of each phase; none for an op without phases or a phase without one.
+        entries: the verdict of each aligned phase that has one. For rows that know no phase they
+            count all together.
         differences: why the ledger does not admit it; empty when it does.
         waiver: the user's reason to collect all the same.
     """
@@ -52,20 +53,30 @@ class Admission:
         the verdict says, so they must never be taken for admitted ones, nor these for them.
 
         Args:
-            phase: empty for an op without phases.
+            phase: of the rows; empty where they know none.
             framework: version of the backend on this host.
             gpu: name of the GPU.
             model: digest of the model's configuration as given; empty when there is none.
         """
         found: dict[str, Any] = {"framework": framework, "gpu": gpu}
-        entry = self.entries.get(phase)
-        if entry is not None:
-            found |= {"dtypes": entry.dtypes, "layer": entry.layer_digest, "model": _model(entry)}
+        entries = self._of(phase)
+        if entries:
+            found |= {
+                "dtypes": _together(entry.dtypes for entry in entries),
+                "layer": _together(entry.layer_digest for entry in entries),
+                "model": _together(map(_model, entries)),
+            }
         if model:
             found["model"] = model
         if self.waiver:
             found["waived"] = True
         return found
+
+    def _of(self, phase: str) -> list[LedgerEntry]:
+        """The verdicts that rows of a phase stand on; all where rows know no phase."""
+        if not phase:
+            return list(self.entries.values())
+        return [self.entries[phase]] if phase in self.entries else []
 
     def engine_args(self) -> tuple[str, ...]:
         """The serving command's flags that were aligned; empty when no verdict tells them."""
@@ -87,14 +98,15 @@ class Admission:
         return None
 
     def kernels(self, phase: str) -> frozenset[str]:
-        """The kernels that the engine was seen to launch in the phase, by :func:`kernel_kind`."""
-        entry = self.entries.get(phase)
-        if entry is None:
-            return frozenset()
+        """The kernels that the engine was seen to launch in the phase, by :func:`kernel_kind`.
+
+        In any phase, for rows that know none.
+        """
         return frozenset(
             kernel_kind(pair.e2e.name)
+            for entry in self._of(phase)
             for result in entry.alignment().phases
-            if str(result.phase) == phase
+            if str(result.phase) == (phase or entry.phase)
             for case in result.cases
             for pair in case.pairs
             if pair.e2e is not None
@@ -129,7 +141,8 @@ def ask_ledger(
     Args:
         ledger: the record of verdicts.
         op: what is to be collected.
-        phases: of the op; empty for one without phases, which no verdict covers yet.
+        phases: what is collected, see :func:`opkit.collect.sweep.phases_of`. Rows that know no
+            phase (``""``) want a verdict on each phase in which the op is aligned.
         backend: whose classes build the mock.
         gpu: the GPU's name, when it is known already.
         policy: what the verdict must have been judged by; the default policy when None.
@@ -143,7 +156,7 @@ def ask_ledger(
     """
     entries: dict[str, LedgerEntry] = {}
     differences: list[str] = []
-    for phase in phases or [""]:
+    for phase in _aligned_phases(ledger, op, phases, backend):
         entry, why = _entry(ledger, op, phase, backend, gpu, framework, model)
         if entry is not None:
             entries[phase] = entry
@@ -158,6 +171,21 @@ def ask_ledger(
         )
         found = replace(found, differences=(*found.differences, *otherwise))
     return _decide(found)
+
+
+def _aligned_phases(ledger: Ledger, op: Op, phases: Sequence[str], backend: str) -> Sequence[str]:
+    """The phases whose verdicts are wanted."""
+    if any(phases):
+        return phases
+    # Without any verdict that is said once, not for each phase.
+    if not op.phases or not ledger.entries(op.name, backend=backend):
+        return [""]
+    return [str(phase) for phase in op.phases]
+
+
+def _together(values: Iterable[str]) -> str:
+    """What verdicts say of one thing: once where they agree."""
+    return " ".join(dict.fromkeys(values))
 
 
 def check_mock(admission: Admission, mock: Manifest, gpu: str) -> Admission:

@@ -92,7 +92,10 @@ def make_groups(subject: Subject, sweep: Sweep, timing: Timing, ordered: bool) -
 
 
 def _build_of(case: AnyCase) -> str:
-    """What a case shares its build with: its phase, and in context the size of the step."""
+    """What a case shares its build with: its phase, and in context the size of the step.
+
+    Products and steps of experts share one: what they need grows with their tokens alone.
+    """
     if not isinstance(case, Case):
         return ""
     if case.phase is Phase.GENERATION:

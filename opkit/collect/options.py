@@ -16,17 +16,22 @@ from opkit.collect.admission import Admission, ask_ledger
 from opkit.collect.groups import Subject, make_groups
 from opkit.collect.measurement import Timing
 from opkit.collect.record import Record, folder_of
-from opkit.collect.sweep import Sweep, read_sweep, select
+from opkit.collect.sweep import Sweep, phases_of, read_sweep, select
 from opkit.collect.work import Group
 from opkit.collect.workers.gpus import Gpu, list_gpus
 from opkit.errors import BadInput, ToolMissing, WrongUsage
-from opkit.layers.op import LaunchMode, Op, Phase
+from opkit.layers.op import GemmCase, LaunchMode, Op, Phase
 from opkit.layers.provenance import file_digest
 from opkit.layers.registry import find_op, mock_backends, require_mock
 
 PROBE_LIMIT_S = 60  # to ask an interpreter for a package's version
-# How an engine launches a phase when no verdict tells.
-MODES = {Phase.CONTEXT: LaunchMode.EAGER, Phase.GENERATION: LaunchMode.GRAPH}
+# How an engine launches a phase when no verdict tells. Rows that know no phase stand for both; a
+# graph shows the kernels' own time.
+MODES = {"": LaunchMode.GRAPH, Phase.CONTEXT: LaunchMode.EAGER, Phase.GENERATION: LaunchMode.GRAPH}
+# Whose mock is measured when the user names none, where it is not the first that there is: a
+# product of matrices needs no engine.
+DEFAULT_BACKENDS = {"gemm": "torch"}
+WITHOUT_MODEL = {("gemm", "torch")}  # the case says all
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
         OpkitError: options, files or programs that cannot be used; Refused when nothing admits it.
     """
     op = find_op(options.op)
-    backend = options.backend or mock_backends(op)[0]
+    backend = options.backend or DEFAULT_BACKENDS.get(op.name) or mock_backends(op)[0]
     require_mock(op, backend)
     phases = _phases(op, options.phases)
     where = where_of(
@@ -128,7 +133,7 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
     if backend != "torch" and not where.gpus and where.engine == "local" and not only_plan:
         raise ToolMissing(f"no GPU is visible on this host, and the {backend} mock needs one")
     framework = _framework(options.python, backend, only_plan)
-    model = "" if only_plan and options.model is None else _model(options, backend)
+    model = "" if only_plan and options.model is None else _model(options, op, backend)
     digest = file_digest(Path(model) / "config.json") if model else ""
     waiver = options.waive.strip()
     admission = ask_ledger(
@@ -143,7 +148,7 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
         phases=options.phases, tp=options.tp, filters=options.case_filter, smoke=options.smoke,
         shuffle=options.shuffle, limit=options.limit,
     )  # fmt: skip
-    if not op.phases and sweep.tp != (1,):
+    if sweep.tp != (1,) and any(isinstance(case, GemmCase) for case in sweep.cases):
         raise WrongUsage(f"{op.name} is not shared by tensor-parallel ranks; leave tp out")
     # A plan's own waiver decides nothing: its keys are those of the run that is planned.
     asked = replace(admission, waiver=waiver)
@@ -164,10 +169,14 @@ def prepare(options: CollectOptions, *, only_plan: bool = False) -> Job:
 
 
 def _phases(op: Op, asked: Sequence[str]) -> tuple[str, ...]:
-    wrong = sorted(set(asked) - {str(phase) for phase in op.phases})
+    known = phases_of(op)
+    wrong = sorted(set(asked) - set(known))
     if wrong:
-        raise WrongUsage(f"{op.name} has no phase {wrong[0]}")
-    return tuple(str(phase) for phase in op.phases if not asked or phase in asked) or ("",)
+        raise WrongUsage(
+            f"{op.name} has no phase {wrong[0]}",
+            "one table holds for both phases" if op.phases and known == ("",) else None,
+        )
+    return tuple(phase for phase in known if not asked or phase in asked)
 
 
 def where_of(
@@ -241,8 +250,8 @@ def _aligned_gpu(admission: Admission) -> str:
     return next((entry.gpu for entry in admission.entries.values() if entry.gpu), "")
 
 
-def _model(options: CollectOptions, backend: str) -> str:
-    if backend == "torch":
+def _model(options: CollectOptions, op: Op, backend: str) -> str:
+    if (op.name, backend) in WITHOUT_MODEL:
         return ""
     if options.model is None:
         raise WrongUsage("the model's folder is not known", "give it with --model DIR")

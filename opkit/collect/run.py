@@ -251,7 +251,7 @@ def unaligned_kernels(
     Returns:
         Flags by key, and how many rows launch each such kernel, by its short name.
     """
-    known = {phase: admission.kernels(phase) for phase in admission.entries}
+    known = {phase: admission.kernels(phase) for phase in ("", *admission.entries)}
     flags: dict[str, list[str]] = {}
     counts: Counter[str] = Counter()
     for row in rows:

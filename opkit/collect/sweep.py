@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from opkit.errors import BadInput, WrongUsage
-from opkit.layers.op import AnyCase, Case, GemmCase, Op, Phase
+from opkit.layers.op import AnyCase, Case, GemmCase, MoeCase, Op, Phase
+from opkit.layers.plan import parse_routing
 
 SMOKE_CASES = 3  # of each phase
 SMOKE_TOKENS = 8192  # new and cached tokens of a smoke case, at most
@@ -31,7 +32,8 @@ class Sweep:
         origin: the file they come from, as shown to the user.
         tp: tensor-parallel sizes to simulate; each case is measured for each.
         cases: in the order of the grid.
-        seconds: what a case takes on average, by phase (``""`` without phases), for the estimate.
+        seconds: what a case takes on average, by phase (``""`` for rows that know none), for the
+            estimate.
     """
 
     origin: str
@@ -49,8 +51,17 @@ class Sweep:
 
 
 def phase_of(case: AnyCase) -> str:
-    """The phase of a case; empty when its op has none."""
+    """The phase of a case; empty when the rows of its op know none."""
     return str(case.phase) if isinstance(case, Case) else ""
+
+
+def phases_of(op: Op) -> tuple[str, ...]:
+    """The phases that an op is collected in: ``""`` alone when its rows know none.
+
+    Not those in which it is aligned: a matrix product, or a mixture of experts, has one table for
+    both.
+    """
+    return tuple(str(phase) for phase in op.tables or op.phases) or ("",)
 
 
 def read_sweep(op: Op, file: Path | None = None) -> Sweep:
@@ -84,18 +95,18 @@ def _parse(text: str, suffix: str) -> Any:
 
 
 def _sweep(op: Op, data: dict[str, Any], origin: str) -> Sweep:
-    grids = {"context": _context, "generation": _generation, "gemm": _gemm}
-    wanted = [str(phase) for phase in op.phases] or [op.name]
+    grids = {"context": _context, "generation": _generation, "gemm": _gemm, "moe": _moe}
+    wanted = {phase or op.name: phase for phase in phases_of(op)}
     unknown = sorted(set(data) - {"tp", *wanted})
     if unknown:
         raise BadInput(f"{origin}: {op.name} has no {', '.join(unknown)}; known: tp, "
                        f"{', '.join(wanted)}")  # fmt: skip
     cases: list[AnyCase] = []
     seconds = {}
-    for name in wanted:
+    for name, phase in wanted.items():
         if name in data:
             grid = _Grid(data[name], f"{origin}, [{name}]")
-            seconds[name if op.phases else ""] = grid.number("seconds", 0.2)
+            seconds[phase] = grid.number("seconds", 0.2)
             cases += grids[name](grid)
             grid.done()
     if not cases:
@@ -109,33 +120,31 @@ class _Grid:
     def __init__(self, data: Any, origin: str) -> None:
         if not isinstance(data, dict):
             raise BadInput(f"{origin}: not a table")
-        self._data, self._origin = dict(data), origin
+        self._data, self.origin = dict(data), origin
 
     def whole(self, name: str, default: list[int] | None = None, least: int = 1) -> tuple[int, ...]:
         """A list of whole numbers from ``least`` on."""
         values = self._data.pop(name, default)
         if values is None:
-            raise BadInput(f"{self._origin}: {name} is missing")
+            raise BadInput(f"{self.origin}: {name} is missing")
         if not isinstance(values, list) or not values or not all(
             isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values
         ):  # fmt: skip
-            raise BadInput(
-                f"{self._origin}: {name} must be a list of whole numbers from {least} on"
-            )
+            raise BadInput(f"{self.origin}: {name} must be a list of whole numbers from {least} on")
         return tuple(dict.fromkeys(values))
 
     def words(self, name: str, default: list[str]) -> tuple[str, ...]:
         """A list of words."""
         values = self._data.pop(name, default)
         if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-            raise BadInput(f"{self._origin}: {name} must be a list of words")
+            raise BadInput(f"{self.origin}: {name} must be a list of words")
         return tuple(dict.fromkeys(values))
 
     def number(self, name: str, default: float) -> float:
         """A number above zero."""
         value = self._data.pop(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise BadInput(f"{self._origin}: {name} must be a number above zero")
+            raise BadInput(f"{self.origin}: {name} must be a number above zero")
         return float(value)
 
     def pairs(self, name: str) -> set[tuple[int, int]]:
@@ -144,12 +153,12 @@ class _Grid:
         try:
             return {(int(a), int(b)) for a, b in values}
         except (TypeError, ValueError) as error:
-            raise BadInput(f"{self._origin}: {name} must be a list of pairs") from error
+            raise BadInput(f"{self.origin}: {name} must be a list of pairs") from error
 
     def done(self) -> None:
         """Refuse what nobody asked for: a misspelt limit would be no limit."""
         if self._data:
-            raise BadInput(f"{self._origin}: unknown {', '.join(sorted(self._data))}")
+            raise BadInput(f"{self.origin}: unknown {', '.join(sorted(self._data))}")
 
 
 def _context(grid: _Grid) -> list[AnyCase]:
@@ -180,6 +189,16 @@ def _gemm(grid: _Grid) -> list[AnyCase]:
         GemmCase(m, n, k, dtype)
         for dtype, (n, k, m) in itertools.product(dtypes, sizes)
         if (n, k) not in skip
+    ]
+
+
+def _moe(grid: _Grid) -> list[AnyCase]:
+    routings = grid.words("routing", ["balanced"])
+    for routing in routings:
+        parse_routing(routing, grid.origin)
+    return [
+        MoeCase(count, routing)
+        for routing, count in itertools.product(routings, grid.whole("tokens"))
     ]
 
 
@@ -239,7 +258,9 @@ def _smoke(cases: list[AnyCase]) -> list[AnyCase]:
 
 def size_of(case: AnyCase) -> int:
     """How large a case is: new and cached tokens, or rows of a matrix product."""
-    return case.m if isinstance(case, GemmCase) else case.batch * (case.tokens + case.past)
+    if isinstance(case, GemmCase):
+        return case.m
+    return case.tokens if isinstance(case, MoeCase) else case.batch * (case.tokens + case.past)
 
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -250,7 +271,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": lambda a, b: bool(a < b),
     ">": lambda a, b: bool(a > b),
 }
-_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(\w+)\s*")
+_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*([\w.]+)\s*")
 
 
 def _condition(text: str) -> Callable[[AnyCase], bool]:

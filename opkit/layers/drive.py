@@ -3,6 +3,9 @@
     nsys profile --capture-range=cudaProfilerApi --capture-range-end=stop -t cuda,nvtx \\
         --cuda-graph-trace=node -o mock python -m opkit.layers.drive plan.json
 
+Without a GPU (a mock of torch on the CPU) there is no window: nsys records the whole process, and
+what runs before the measured iterations runs in no range of opkit's.
+
 Progress and errors go to stderr. A failure is one sentence and an exit code of ``opkit.errors``;
 its traceback goes to a file beside the manifest, and to stderr when ``OPKIT_DEBUG=1``.
 """
@@ -21,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from opkit.errors import EXIT_INTERRUPTED, EXIT_USAGE, BadInput, OpkitError, RunFailed
+from opkit.layers import nvtx
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Mock
-from opkit.layers.op import MockRange, Phase
+from opkit.layers.op import AnyCase, Case, GemmCase, MockRange, MoeCase, Phase
 from opkit.layers.plan import Plan, PlannedCase, read_plan
 from opkit.layers.registry import build_mock, find_op
 
@@ -41,19 +45,21 @@ def drive(plan: Plan) -> None:
     _progress(f"building the {plan.backend} mock of {op.name}")
     mock = build_mock(op, plan.backend, plan)
     torch = _torch()
+    device = _Gpu(torch) if torch.cuda.is_available() else _Cpu()
+    marked = nvtx.marker(torch, _progress)
     # Kernels are compiled and chosen at first use: outside the window, and for all cases.
     for planned in plan.cases:
         _progress(f"first run {_label(planned)}")
         mock.prepare(planned)()
-        torch.cuda.synchronize()
+        device.wait()
     described = dataclasses.replace(mock.describe(), operands=_operands(plan, mock))
-    torch.cuda.profiler.start()
+    device.open_window()
     for planned in plan.cases:
-        _measure(plan, planned, mock.prepare(planned), torch)
+        _measure(plan, planned, mock.prepare(planned), device, marked)
     recipe = {**described.recipe, "pacing": _pacing(plan)}
     # Before the window closes: nsys may be told to end this process with it.
     dataclasses.replace(described, recipe=recipe).write(manifest)
-    torch.cuda.profiler.stop()
+    device.close_window()
     mock.close()
     _progress(f"wrote {manifest}")
 
@@ -101,50 +107,89 @@ def traceback_file(plan: Plan) -> Path:
     return Path(plan.manifest).with_suffix(".traceback.txt")
 
 
-def _measure(plan: Plan, planned: PlannedCase[Any], forward: Forward, torch: Any) -> None:
+class _Cpu:
+    """Where there is no GPU: nothing to wait for, no window, no L2 to sweep."""
+
+    def wait(self) -> None:
+        """Return when all that was launched has ended."""
+
+    def open_window(self) -> None:
+        """Begin what nsys records."""
+
+    def close_window(self) -> None:
+        """End what nsys records."""
+
+    def sweep_buffer(self) -> Any:
+        """See :meth:`_Gpu.sweep_buffer`."""
+        return None
+
+
+class _Gpu(_Cpu):
+    """The same on a GPU, by torch."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+
+    def wait(self) -> None:
+        self._torch.cuda.synchronize()
+
+    def open_window(self) -> None:
+        self._torch.cuda.profiler.start()
+
+    def close_window(self) -> None:
+        self._torch.cuda.profiler.stop()
+
+    def sweep_buffer(self) -> Any:
+        """Memory of twice the L2 cache, read before each iteration as an engine's other layers
+        read it.
+
+        Whether reading leaves L2 cold is not established: on an H100 it changed no kernel by more
+        than about 3 %. Writing instead slows the first GEMMs by 1.2 to 1.36 times
+        (``docs/development.md``).
+        """
+        torch = self._torch
+        size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        return torch.zeros(2 * size // 4, dtype=torch.float32, device="cuda")  # 4 bytes an element
+
+
+def _measure(
+    plan: Plan, planned: PlannedCase[Any], forward: Forward, device: _Cpu, marked: nvtx.Marked
+) -> None:
     """Warm up, then run the measured iterations, each in its range and awaited."""
     _progress(f"measuring {_label(planned)}: {plan.iterations} iterations")
-    pause = plan.pause_s(planned.case.phase)
+    # Cases without a phase are paced as a prefill is: bursts.
+    pause = plan.pause_s(getattr(planned.case, "phase", Phase.CONTEXT))
     variant = "strict" if plan.strict else "mock"
-    sweep = _sweep_buffer(plan, torch)
+    sweep = None if plan.l2 == "left" else device.sweep_buffer()
     for _ in range(plan.warmup):
         forward()
-        torch.cuda.synchronize()
+        device.wait()
         time.sleep(pause)
     for iteration in range(plan.iterations):
-        marked = MockRange(plan.op, planned.case, planned.mode, iteration, variant)
         if sweep is not None:
             sweep.sum()
-        torch.cuda.nvtx.range_push(marked.text())
-        try:
+        with marked(MockRange(plan.op, planned.case, planned.mode, iteration, variant).text()):
             forward()
-        finally:
-            torch.cuda.nvtx.range_pop()
-        torch.cuda.synchronize()
+        device.wait()
         time.sleep(pause)
-
-
-def _sweep_buffer(plan: Plan, torch: Any) -> Any:
-    """Memory of twice the L2 cache, read before each iteration as an engine's other layers read it.
-
-    Whether reading leaves L2 cold is not established: on an H100 it changed no kernel by more than
-    about 3 %. Writing instead slows the first GEMMs by 1.2 to 1.36 times (``docs/development.md``).
-    """
-    if plan.l2 == "left":
-        return None
-    size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return torch.zeros(2 * size // 4, dtype=torch.float32, device="cuda")  # 4 bytes an element
 
 
 def _operands(plan: Plan, mock: Mock) -> tuple[Operand, ...]:
-    """Operands sampled in the first case of each phase; weights are the same in both."""
-    firsts: dict[Phase, PlannedCase[Any]] = {}
+    """Operands sampled in the first case of each kind; weights are the same in all of them."""
+    firsts: dict[str, PlannedCase[Any]] = {}
     for planned in plan.cases:
-        firsts.setdefault(planned.case.phase, planned)
+        firsts.setdefault(_kind(planned.case), planned)
     found: dict[str, Operand] = {}
     for planned in firsts.values():
         found.update({operand.name: operand for operand in mock.operands(planned)})
     return tuple(found.values())
+
+
+def _kind(case: AnyCase) -> str:
+    """A phase, an element type or a routing: what the values of operands may follow."""
+    if isinstance(case, GemmCase):
+        return case.dtype
+    return case.routing if isinstance(case, MoeCase) else case.phase
 
 
 def _pacing(plan: Plan) -> str:
@@ -158,7 +203,8 @@ def _pacing(plan: Plan) -> str:
 
 def _label(planned: PlannedCase[Any]) -> str:
     """A case in a progress line."""
-    return f"{planned.case.phase} {planned.case.label()} ({planned.mode})"
+    phase = f"{planned.case.phase} " if isinstance(planned.case, Case) else ""
+    return f"{phase}{planned.case.label()} ({planned.mode})"
 
 
 def _torch() -> Any:

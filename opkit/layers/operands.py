@@ -86,10 +86,11 @@ def watch(
     found: list[Operand] = []
     hooks = []
 
-    def large(name: str) -> Callable[[Any, Any], None]:
-        def hook(called: Any, arguments: Any) -> None:
+    def large(name: str) -> Callable[[Any, Any, Any], None]:
+        def hook(called: Any, arguments: Any, keywords: Any) -> None:
+            given = arguments[0] if arguments else next(iter(keywords.values()))
             found.append(sample(f"{name}.weight", called.weight))
-            found.append(sample(f"{phase} {name}.input", arguments[0]))
+            found.append(sample(f"{phase} {name}.input", given))
 
         return hook
 
@@ -103,7 +104,7 @@ def watch(
     for name, submodule in module.named_modules():
         weight = getattr(submodule, "weight", None)
         if isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.numel() >= _LARGE:
-            hooks.append(submodule.register_forward_pre_hook(large(name)))
+            hooks.append(submodule.register_forward_pre_hook(large(name), with_kwargs=True))
         if name in extra:
             hooks.append(submodule.register_forward_pre_hook(named(name, extra[name])))
     try:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import cast
 
 from opkit.errors import BadInput, ToolMissing
-from opkit.layers.dsa import DSA
-from opkit.layers.gemm import GEMM
-from opkit.layers.gqa import GQA
-from opkit.layers.mla import MLA
 from opkit.layers.mock import Mock
-from opkit.layers.moe import MOE
 from opkit.layers.op import Op
 from opkit.layers.plan import Plan
 
-OPS: dict[str, Op] = {op.name: op for op in (DSA, MLA, GQA, MOE, GEMM)}
+# Every op: opkit/layers/NAME/__init__.py defines it as NAME in capitals. `opkit new` adds a line.
+NAMES = (
+    "dsa",
+    "mla",
+    "gqa",
+    "moe",
+    "gemm",
+)
+OPS: dict[str, Op] = {
+    name: getattr(importlib.import_module(f"opkit.layers.{name}"), name.upper()) for name in NAMES
+}
 BACKENDS = ("vllm", "sglang", "trtllm", "torch")
 
-# The mock of an op on a backend is ``build`` of opkit/layers/OP/BACKEND.py; a pair that is not here
-# has none, and this says why.
+# The mock of an op on a backend is ``build`` of opkit/layers/OP/BACKEND.py. A pair without that
+# file has none; where a reason is known it stands here.
 _MISSING: dict[tuple[str, str], str] = {}
-_INSTALL = {
+INSTALL = {
     "torch": "pip install torch",
     "vllm": "pip install vllm==0.24.0 (on the GPU host, with its own torch)",
     "sglang": "pip install sglang==0.5.14 (on the GPU host, with its own torch)",
@@ -42,7 +48,13 @@ def find_op(name: str) -> Op:
 
 def mock_backends(op: Op) -> list[str]:
     """The backends that have a mock of the op."""
-    return [backend for backend in BACKENDS if (op.name, backend) not in _MISSING]
+    folder = Path(__file__).parent / op.name
+    return [name for name in BACKENDS if (folder / f"{name}.py").is_file()]
+
+
+def missing_mock(op: Op, backend: str) -> str:
+    """Why there is no mock of the op for a backend."""
+    return _MISSING.get((op.name, backend)) or f"not written (opkit/layers/{op.name}/{backend}.py)"
 
 
 def require_mock(op: Op, backend: str) -> None:
@@ -53,8 +65,8 @@ def require_mock(op: Op, backend: str) -> None:
     """
     if backend not in mock_backends(op):
         known = ", ".join(mock_backends(op))
-        why = _MISSING.get((op.name, backend), "")
-        raise BadInput(f"no mock of {op.name} for {backend!r}; known: {known}", why or None)
+        why = missing_mock(op, backend) if backend in BACKENDS else None
+        raise BadInput(f"no mock of {op.name} for {backend!r}; known: {known}", why)
 
 
 def build_mock(op: Op, backend: str, plan: Plan) -> Mock:
@@ -70,6 +82,6 @@ def build_mock(op: Op, backend: str, plan: Plan) -> Mock:
     except ImportError as error:
         raise ToolMissing(
             f"the mock needs {backend}, which cannot be imported ({error})",
-            hint=f"install it: {_INSTALL[backend]}",
+            hint=f"install it: {INSTALL[backend]}",
         ) from error
     return cast(Mock, module.build(plan))

@@ -18,7 +18,7 @@ from opkit.collect.verify import Verified
 from opkit.collect.work import Group, Row
 from opkit.layers.op import case_from_json
 from opkit.reports.columns import NOTHING, Column, table
-from opkit.reports.terminal import WIDEST
+from opkit.reports.facts import WIDEST
 
 # A deviation up to which it is green, and yellow. For the eye: the tolerance judges.
 GREEN, YELLOW = 0.01, 0.03

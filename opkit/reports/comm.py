@@ -12,7 +12,7 @@ from opkit.collect.comm.run import CommPlan, CommResult
 from opkit.collect.tables.validate import Problem
 from opkit.reports.collecting import duration
 from opkit.reports.columns import NOTHING, Column, table
-from opkit.reports.terminal import WIDEST
+from opkit.reports.facts import WIDEST
 
 UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 

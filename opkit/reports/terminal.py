@@ -28,9 +28,8 @@ from opkit.align.result import (
     PhaseResult,
 )
 from opkit.reports.columns import NOTHING, Column, table
+from opkit.reports.facts import SEPARATOR, WIDEST, model_text, pairs_text
 
-WIDEST = 120  # a wider table only moves its numbers away from its names
-SEPARATOR = " · "
 NO_VERDICTS = (
     "No verdicts yet.\n"
     'On a GPU host, `opkit align dsa --e2e-cmd "vllm serve …"` records the first;\n'
@@ -110,9 +109,9 @@ def _header(result: AlignResult, width: int) -> Panel:
     facts.add_column(overflow="fold")
     for name, value in (
         ("GPU", known.get("gpu")),
-        ("versions", _pairs(known.get("versions"))),
-        ("model", _model(known)),
-        ("dtypes", _pairs(known.get("dtypes"))),
+        ("versions", pairs_text(known.get("versions"))),
+        ("model", model_text(known)),
+        ("dtypes", pairs_text(known.get("dtypes"))),
         ("traces", _files(known.get("files"))),
         ("judged", known.get("created")),
     ):
@@ -129,27 +128,6 @@ def _header(result: AlignResult, width: int) -> Panel:
         border_style=OUTCOME_STYLE[result.verdict],
         width=width,
     )
-
-
-def _pairs(values: dict[str, Any] | None) -> str:
-    # The GPU has a line of its own.
-    return SEPARATOR.join(
-        f"{name} {value}" for name, value in (values or {}).items() if value and name != "gpu"
-    )
-
-
-def _model(known: dict[str, Any]) -> str:
-    model = dict(known.get("model") or {})
-    parts = [str(model.pop("architecture", "") or "")]
-    # Digests identify, they do not inform; lists and objects are for the JSON.
-    parts += [
-        f"{value:,} {name}" if isinstance(value, int) else f"{name} {value}"
-        for name, value in model.items()
-        if isinstance(value, (int, str)) and "digest" not in name and "sha256" not in name
-    ]
-    if known.get("tp_size"):
-        parts.append(f"tp {known['tp_size']}")
-    return SEPARATOR.join(part for part in parts if part)
 
 
 def _files(files: list[dict[str, Any]] | None) -> str:

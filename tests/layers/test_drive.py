@@ -19,9 +19,9 @@ from opkit.errors import (
     EXIT_TOOL_MISSING,
     EXIT_USAGE,
 )
-from opkit.layers import drive
+from opkit.layers import drive, nvtx
 from opkit.layers.manifest import Manifest, Operand, manifest_from_json
-from opkit.layers.op import Phase, parse_mock_range
+from opkit.layers.op import AnyCase, GemmCase, LaunchMode, MoeCase, Phase, parse_mock_range
 from opkit.layers.plan import Plan, PlannedCase
 
 
@@ -32,6 +32,7 @@ class Recorder:
         self.events: list[str] = []
         note = self.events.append
         self.cuda = SimpleNamespace(
+            is_available=lambda: True,
             synchronize=lambda: note("wait"),
             profiler=SimpleNamespace(start=lambda: note("start"), stop=lambda: note("stop")),
             nvtx=SimpleNamespace(range_push=note, range_pop=lambda: note("pop")),
@@ -49,7 +50,8 @@ class Recorder:
 
     def operands(self, planned: PlannedCase) -> tuple[Operand, ...]:
         weight = Operand("o_proj.weight", (8, 8), "bfloat16", 0.5, 0.0, 0.0)
-        return (weight, replace(weight, name=f"{planned.case.phase} o_proj.input"))
+        kind = getattr(planned.case, "phase", planned.case.label())
+        return (weight, replace(weight, name=f"{kind} o_proj.input"))
 
     def describe(self) -> Manifest:
         return Manifest(side="mock", op="dsa", backend="vllm", recipe={"weights": "dummy"})
@@ -117,6 +119,57 @@ def test_the_manifest_says_operands_and_pacing(plan: Plan, recorder: Recorder) -
     ]
     assert manifest.recipe["weights"] == "dummy"
     assert "2 measured iterations" in manifest.recipe["pacing"]
+
+
+@pytest.mark.parametrize(
+    ("cases", "kinds"),
+    [
+        ((MoeCase(64), MoeCase(32), MoeCase(64, "power_law_1.2")),
+         ["64 balanced", "64 power_law_1.2"]),
+        ((GemmCase(8, 16, 32), GemmCase(4, 16, 32, "float8_e4m3fn")),
+         ["8 × 16 × 32 bfloat16", "4 × 16 × 32 float8_e4m3fn"]),
+    ],
+)  # fmt: skip
+def test_cases_without_a_phase_run_like_others(
+    plan: Plan, recorder: Recorder, cases: tuple[AnyCase, ...], kinds: list[str]
+) -> None:
+    planned = tuple(PlannedCase(case, LaunchMode.EAGER) for case in cases)
+    drive.drive(replace(plan, cases=planned))
+    ranges = [found for text in recorder.events if (found := parse_mock_range(text))]
+    assert [found.case for found in ranges] == [case for case in cases for _ in range(2)]
+    operands = manifest_from_json(Path(plan.manifest).read_text(), "manifest").operands
+    assert [operand.name for operand in operands[1:]] == [f"{kind} o_proj.input" for kind in kinds]
+
+
+def test_on_a_cpu_nothing_is_asked_of_cuda(
+    plan: Plan, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.cuda = SimpleNamespace(is_available=lambda: False)  # all else would be missing
+    ranges = SimpleNamespace(
+        push_range=recorder.events.append, pop_range=lambda: recorder.events.append("pop")
+    )
+    monkeypatch.setitem(sys.modules, "nvtx", ranges)
+    monkeypatch.setattr(nvtx, "nvtx_version", lambda: "0.2.11")
+    drive.drive(plan)
+    found = [text for text in recorder.events if parse_mock_range(text)]
+    assert len(found) == len(plan.cases) * plan.iterations
+    assert not {"wait", "start", "stop"} & set(recorder.events)
+    first = recorder.events.index(found[0])
+    assert recorder.events[first : first + 3] == [found[0], "forward", "pop"]
+    assert recorder.events[:first].count("forward") == len(plan.cases) + plan.warmup
+
+
+def test_ranges_that_nsys_would_lose_end_the_process(
+    plan: Plan, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    recorder.cuda = SimpleNamespace(is_available=lambda: False)
+    monkeypatch.setattr(nvtx, "nvtx_version", lambda: "0.2.17")
+    monkeypatch.setenv(nvtx.NSYS_VERSION, "2024.2.3.38-242334140272v0")
+    code = drive.run(lambda: drive.drive(plan), tmp_path / "trace.txt")
+    assert code == EXIT_TOOL_MISSING
+    assert "forward" not in recorder.events
+    assert "pip install 'nvtx<=0.2.11'" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_found_before_the_mock_is_built(

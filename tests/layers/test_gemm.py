@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opkit.errors import BadInput
-from opkit.layers.gemm import GEMM
+from opkit.layers.gemm import GEMM, LINEARS
 from opkit.layers.graphs import CaptureFailed
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import GemmCase, LaunchMode
@@ -79,6 +81,20 @@ def test_the_operands_are_those_of_a_model_and_not_degenerate() -> None:
         assert operand.distinct > 0.01
 
 
+@pytest.mark.parametrize(("inputs", "zeros"), [("zeros", 1.0), ("rows", 0.0)])
+@pytest.mark.parametrize("case", [BF16, FP8])
+def test_degenerate_operands_are_made_when_asked(
+    torch: Any, case: GemmCase, inputs: str, zeros: float
+) -> None:
+    mock = build(dataclasses.replace(plan(case), inputs=inputs))
+    planned = PlannedCase(case, LaunchMode.EAGER)
+    weight, activations = mock.operands(planned)
+    assert (activations.zeros, activations.equal_rows) == (zeros, 1.0)
+    assert weight.equal_rows == 0.0
+    assert torch.isfinite(mock.prepare(planned)()).all()
+    assert "degenerate" in mock.describe().recipe["activations"]
+
+
 def test_float8_operands_use_the_whole_range(torch: Any) -> None:
     mock = build(plan(FP8))
     activations, scale, weight, weight_scale = mock._operands(FP8)
@@ -138,7 +154,8 @@ def test_a_graph_is_replayed_and_freed_by_the_next_case(torch: Any) -> None:
     replay = mock.prepare(PlannedCase(BF16, LaunchMode.GRAPH))
     replay()
     torch.cuda.synchronize()
-    assert mock._graph is replay
+    assert mock._graph is not None
+    assert replay().shape == (BF16.m, BF16.n)
     mock.prepare(PlannedCase(BF16, LaunchMode.EAGER))
     assert mock._graph is None
 
@@ -151,3 +168,97 @@ def test_the_manifest_says_what_it_is_made_of(torch: Any) -> None:
     assert list(described.layer_source) == ["opkit/layers/gemm/torch.py"]
     assert "normal(0, 0.02)" in described.recipe["weights"]
     assert "seed 7" in described.recipe["weights"]
+
+
+def test_the_probe_is_of_the_case_in_hand(torch: Any) -> None:
+    mock = build(plan(BF16, GemmCase(100, 64, 128)))
+    with pytest.raises(RuntimeError, match="needs a prepared case"):
+        mock.probe()
+    forward = mock.prepare(PlannedCase(BF16, LaunchMode.EAGER))
+    probe = mock.probe()
+    before = forward()
+    assert (probe.shape, probe.dtype, probe.caches) == ((24, 64), "bfloat16", ())
+    probe.inputs["input"].neg_()
+    assert torch.equal(forward(), -before)
+
+
+def test_what_only_an_engine_has_is_refused() -> None:
+    for more in ({"strict": True}, {"inputs": "captured"}, {"engine_args": ("--a", "b")}):
+        with pytest.raises(BadInput, match="the torch backend has no"):
+            build(dataclasses.replace(plan(BF16), **more))
+
+
+def layer(folder: Path, **more: Any) -> Any:
+    """The linear layers of a small Llama in float64, and a step of it."""
+    from torch_small import LLAMA, context
+    from torch_small import build as built
+    from torch_small import plan as planned
+
+    case = context(2, 5, 3)
+    return built(planned(folder, "gemm", LLAMA | more, case)), PlannedCase(case, LaunchMode.EAGER)
+
+
+def test_a_layers_linears_are_all_multiplied(torch: Any, tmp_path: Path) -> None:
+    mock, planned = layer(tmp_path)
+    last = mock.prepare(planned)()
+    probe = mock.probe()
+    assert list(probe.inputs) == list(LINEARS)
+    sizes = {"self_attn.qkv_proj": [128, 48], "self_attn.o_proj": [48, 64]}
+    sizes |= {"mlp.gate_up_proj": [80, 48], "mlp.down_proj": [48, 40]}
+    assert mock.describe().model["linears"] == sizes
+    for (path, values), output in zip(probe.inputs.items(), mock.outputs, strict=True):
+        weight = mock.module.get_submodule(path).weight
+        assert list(weight.shape) == sizes[path]
+        torch.testing.assert_close(output, values @ weight.T, rtol=0.0, atol=1e-12)
+        assert tuple(output.shape) == (10, sizes[path][0])
+    assert last is mock.outputs[-1]
+    assert probe.shape == tuple(last.shape)
+    inputs = list(probe.inputs.values())
+    assert not torch.equal(inputs[0], inputs[2])  # equal sizes, other values
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_rank_multiplies_its_share(tmp_path: Path) -> None:
+    from torch_small import LLAMA, context
+    from torch_small import build as built
+    from torch_small import plan as planned
+
+    mock = built(planned(tmp_path, "gemm", LLAMA, context(1, 2), tp_size=4))
+    assert mock.describe().model["linears"] == {
+        "self_attn.qkv_proj": [48, 48],  # one head, and a copy of one of the two it shares
+        "self_attn.o_proj": [48, 16],
+        "mlp.gate_up_proj": [20, 48],
+        "mlp.down_proj": [48, 10],
+    }
+
+
+def test_a_layer_that_is_not_dense_is_refused(tmp_path: Path) -> None:
+    from torch_small import DEEPSEEK, MIXTRAL, context
+    from torch_small import plan as planned
+
+    for config in (DEEPSEEK, MIXTRAL):
+        with pytest.raises(BadInput, match="the op gemm is a dense layer's"):
+            build(planned(tmp_path, "gemm", config, context(1, 2)))
+
+
+@pytest.mark.usefixtures("torch")
+def test_products_and_steps_go_side_by_side(tmp_path: Path) -> None:
+    from torch_small import LLAMA, context
+    from torch_small import plan as planned
+
+    step = context(1, 2)
+    mock = build(planned(tmp_path, "gemm", LLAMA, step, BF16, FP8))
+    for case, shape in [(BF16, (24, 64)), (step, (2, 48)), (FP8, (24, 64))]:
+        output = mock.prepare(PlannedCase(case, LaunchMode.EAGER))()
+        assert tuple(output.shape) == mock.probe().shape == shape
+        names = [item.name for item in mock.operands(PlannedCase(case, LaunchMode.EAGER))]
+        assert ("weight" in names) == (case is not step)
+    described = mock.describe()
+    assert described.dtypes == {
+        "weights": "bfloat16, float8_e4m3fn",
+        "activations": "bfloat16, float8_e4m3fn",
+        "kv_cache": "none",
+    }
+    assert list(described.model["linears"]) == list(LINEARS)
+    assert "normal(0, 0.02)" in described.recipe["products: weights"]
+    mock.close()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opkit.errors import BadInput
-from opkit.layers.moe.routing import assign, exponent_of
+from opkit.layers.moe.routing import assign
 
 # DeepSeek-V3, Qwen3-30B-A3B, Mixtral: experts, top-k, groups, groups of a token.
 ROUTERS = [(256, 8, 1, 1), (256, 8, 8, 4), (128, 8, 1, 1), (8, 2, 1, 1)]
@@ -87,12 +87,3 @@ def test_seeds_differ_and_repeat() -> None:
 def test_impossible_sizes(sizes: tuple[int, int, int, float, int]) -> None:
     with pytest.raises(BadInput, match="cannot"):
         assign(*sizes)
-
-
-def test_exponents() -> None:
-    assert exponent_of("balanced") == 0.0
-    assert exponent_of("power_law_1.01") == 1.01
-    assert exponent_of("power_law_2") == 2.0
-    for wrong in ("", "power_law", "power_law_0", "power_law_-1", "Balanced", "power_law_1.2 "):
-        with pytest.raises(BadInput, match="unknown routing"):
-            exponent_of(wrong)

@@ -72,6 +72,27 @@ def test_sigmoid_router_with_a_bias_and_groups(deviation: float) -> None:
     assert picked(scores, topk) == [set(row) for row in choice.tolist()]
 
 
+def test_groups_without_a_bias_are_chosen_by_their_best() -> None:
+    weight = gate(16, 256)
+    choice = assign(100, 16, 4, 0.0, 0, 4, 2)
+    hidden = steer(weight, choice, 0, torch, groups=4, topk_groups=2)
+    # The router of DeepSeek-V2 (arXiv:2405.04434, section 2.2.2).
+    scores = torch.softmax(hidden.float() @ weight.float().T, dim=1)
+    best = scores.view(-1, 4, 4).amax(dim=2)
+    kept = torch.zeros_like(best).scatter_(1, best.topk(2, dim=1).indices, 1.0)
+    scores = scores.masked_fill(kept.repeat_interleave(4, dim=1) == 0, 0.0)
+    assert picked(scores, 4) == [set(row) for row in choice.tolist()]
+
+
+def test_what_is_checked_is_what_is_given() -> None:
+    # A router in float32 before activations in bfloat16: rounded first, checked then.
+    weight, choice = gate(32, 128, torch.float32), assign(500, 32, 4, 0.0, 0)
+    hidden = steer(weight, choice, 0, torch, dtype=torch.bfloat16)
+    assert hidden.dtype == torch.bfloat16
+    assert picked(hidden.float() @ weight.T, 4) == [set(row) for row in choice.tolist()]
+    assert steer(weight, choice, 0, torch).dtype == torch.float32
+
+
 def test_the_engines_dummy_weights_can_be_steered_too() -> None:
     # vLLM's: uniform in ±1e-3.
     stream = torch.Generator().manual_seed(0)

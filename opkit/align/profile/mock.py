@@ -13,6 +13,7 @@ from opkit.align.profile.plan import Command, Finish, ProfilePlan, Start
 from opkit.align.profile.process import Grace, Progress
 from opkit.errors import BadInput, RunFailed, ToolMissing
 from opkit.layers.manifest import sidecar_of
+from opkit.layers.nvtx import NSYS_VERSION
 from opkit.nsys_parsers.tool import find_nsys
 
 
@@ -47,8 +48,10 @@ def plan_mock(request: MockRequest, *, dry_run: bool = False) -> ProfilePlan:
     """
     if not dry_run and not request.plan.is_file():
         raise BadInput(f"{request.plan}: no such mock plan")
+    env = dict(request.env)
     try:
-        nsys = find_nsys().path
+        found = find_nsys()
+        nsys, env[NSYS_VERSION] = found.path, found.version
     except ToolMissing:
         if not dry_run:
             raise
@@ -63,7 +66,7 @@ def plan_mock(request: MockRequest, *, dry_run: bool = False) -> ProfilePlan:
     argv += [request.python, "-m", "opkit.layers.drive", str(request.plan.absolute())]
     return ProfilePlan(
         steps=(
-            Start(Command(tuple(argv), "run the mock under nsys", dict(request.env))),
+            Start(Command(tuple(argv), "run the mock under nsys", env)),
             Finish(request.limit_s),
         ),
         reports=(report,),

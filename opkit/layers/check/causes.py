@@ -73,7 +73,7 @@ ADVICE: dict[str, tuple[str, str]] = {
         "zero or constant weights or inputs reach a large kernel: it then runs 10 to 15 % too fast",
         "draw weights and inputs (--inputs tokens, normal or captured), never zeros or equal rows",
     ),
-    "own cases": (
+    "collected cases": (
         "the op's own cases (routed tokens, single products) are not driven as they are collected",
         "run the case alone and read the traceback in the log of the check",
     ),

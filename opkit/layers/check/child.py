@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import faulthandler
 import importlib
 import json
 import os
@@ -25,6 +24,7 @@ from opkit.errors import (
     EXIT_INTERRUPTED,
     EXIT_RUN_FAILED,
     EXIT_USAGE,
+    BadInput,
     OpkitError,
     RunFailed,
     ToolMissing,
@@ -34,10 +34,10 @@ from opkit.layers.check.asked import CheckPlan, read_check_plan
 from opkit.layers.check.cases import Asked, Role, cases_of, keeps_cache, sizes_for
 from opkit.layers.check.facts import Observation, Seen
 from opkit.layers.check.judge import judge
-from opkit.layers.check.observe import Observer, sentence
+from opkit.layers.check.observe import inspect, sentence
 from opkit.layers.check.result import CheckResult
 from opkit.layers.graphs import CaptureFailed
-from opkit.layers.manifest import Manifest, Operand
+from opkit.layers.manifest import Manifest
 from opkit.layers.mock import Mock
 from opkit.layers.plan import Plan
 from opkit.layers.registry import build_mock, find_op
@@ -54,15 +54,13 @@ def check(plan: CheckPlan) -> CheckResult:
     """
     began = time.monotonic()
     op = find_op(plan.op)
-    gpu = _torch().cuda.is_available()
+    gpu = gpu_here()
     captured = read_info(Path(plan.captured)).lengths if plan.captured else None
-    sizes = sizes_for(gpu, _config(plan.model), captured)
+    sizes = sizes_for(gpu, config_of(plan.model), captured)
     caches = keeps_cache(op)
     asked = cases_of(op, sizes, graphs=gpu, caches=caches)
     tell(f"building the {plan.backend} mock of {op.name} for {len(asked)} cases")
-    seen = Seen(
-        op.name, plan.backend, "cuda" if gpu else "cpu", plan.inputs, caches, (), (), asked
-    )
+    seen = Seen(op.name, plan.backend, "cuda" if gpu else "cpu", plan.inputs, caches, (), (), asked)
     mock = _build(plan, asked, seen)
     manifest = mock.describe()
     seen.activations = _words(manifest.dtypes.get("activations", ""))
@@ -84,22 +82,14 @@ def check(plan: CheckPlan) -> CheckResult:
         made.write(result)
         return made
 
-    observer = Observer(mock, tell)
-    for item in asked:
-        if item.role in {o.asked.role for o in seen.observations} and item.role is not Role.OWN:
-            continue  # it could not be captured at the build
-        found(running=item.label())
-        seen.observations.append(observer.observe(item))
-    seen.pairs = observer.pairs()
-    found(running="sampling operands")
-    seen.operands = _operands(seen, observer)
+    inspect(mock, seen, tell, before=found)
     done = found(complete=True)
     mock.close()
     return done
 
 
 def _build(plan: CheckPlan, asked: Sequence[Asked], seen: Seen) -> Mock:
-    """The mock, with every case; without graphs where it cannot even be built with them."""
+    """The mock with every case; without graphs, or the op's own cases, where they prevent it."""
 
     def build(cases: Sequence[Asked]) -> Mock:
         made = Plan(
@@ -118,28 +108,23 @@ def _build(plan: CheckPlan, asked: Sequence[Asked], seen: Seen) -> Mock:
         )
         return build_mock(find_op(plan.op), plan.backend, made)
 
-    try:
-        return build(asked)
-    except CaptureFailed as error:
-        traceback.print_exc()
-        tell(f"{error}; building again without graphs")
-        graphs = [item for item in asked if item.role in (Role.GRAPH, Role.MANY_GRAPH)]
-        seen.observations += [Observation(item, uncaptured=str(error)) for item in graphs]
-        return build([item for item in asked if item not in graphs])
-
-
-def _operands(seen: Seen, observer: Observer) -> tuple[Operand, ...] | None:
-    """Operands sampled in one case of each phase that ran."""
-    found: dict[str, Operand] = {}
-    for role in (Role.CONTEXT, Role.GENERATION):
-        for observation in (o for o in seen.of(role) if o.ran):
-            try:
-                sampled = observer.operands(observation.asked)
-            except Exception as error:
-                seen.operands_broke = sentence(error)
-                return None
-            found.update({operand.name: operand for operand in sampled})
-    return tuple(found.values())
+    remaining = list(asked)
+    while True:
+        try:
+            return build(remaining)
+        except (CaptureFailed, BadInput) as error:
+            graphs = isinstance(error, CaptureFailed)
+            roles = (Role.GRAPH, Role.MANY_GRAPH) if graphs else (Role.OWN,)
+            dropped = [item for item in remaining if item.role in roles]
+            if not dropped:
+                raise
+            traceback.print_exc()
+            tell(f"{error}; building again without {', '.join(item.label() for item in dropped)}")
+            uncaptured, refused = (str(error), "") if graphs else ("", str(error))
+            seen.observations += [
+                Observation(item, uncaptured=uncaptured, refused=refused) for item in dropped
+            ]
+            remaining = [item for item in remaining if item not in dropped]
 
 
 def _described(manifest: Manifest, seen: Seen) -> dict[str, Any]:
@@ -152,7 +137,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.replace(",", " ").split() if word)
 
 
-def _config(model: str) -> dict[str, Any]:
+def config_of(model: str) -> dict[str, Any]:
     """The model's ``config.json``; empty where the mock has to complain about it."""
     try:
         data = json.loads((Path(model) / "config.json").read_text())
@@ -171,13 +156,29 @@ def _torch() -> Any:
         ) from error
 
 
+def gpu_here() -> bool:
+    """Whether torch sees a GPU.
+
+    Raises:
+        ToolMissing: no torch.
+    """
+    return bool(_torch().cuda.is_available())
+
+
 def tell(message: str) -> None:
     """One line for whoever watches."""
     print(f"{SAYS}{message}", file=sys.stderr, flush=True)
 
 
-def _die_with(parent: int) -> None:
-    """End this process politely when the one that started it has gone."""
+def die_with(parent: int) -> None:
+    """Have the kernel end this process, politely, when the one that started it goes.
+
+    Args:
+        parent: its process id.
+
+    Raises:
+        RunFailed: it has gone already, or the kernel refuses.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise RunFailed(f"prctl: {os.strerror(ctypes.get_errno())}")
@@ -185,20 +186,14 @@ def _die_with(parent: int) -> None:
         raise RunFailed("whoever started this check has gone")
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str]) -> int:
     """``python -m opkit.layers.check PLAN.json [PARENT]``, the id of the process to end with."""
-    faulthandler.enable()
     if len(arguments) not in (1, 2):
         print("usage: python -m opkit.layers.check PLAN.json", file=sys.stderr)
         return EXIT_USAGE
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         if len(arguments) == 2:
-            _die_with(int(arguments[1]))
+            die_with(int(arguments[1]))
         check(read_check_plan(Path(arguments[0])))
     except OpkitError as error:
         traceback.print_exc()

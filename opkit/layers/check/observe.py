@@ -16,7 +16,7 @@ from typing import Any
 
 from opkit.errors import BadInput, OpkitError
 from opkit.layers.check.cases import Asked, Role
-from opkit.layers.check.facts import CacheFact, Observation, Pair
+from opkit.layers.check.facts import CacheFact, Observation, Pair, Seen
 from opkit.layers.check.tensors import (
     Blocks,
     difference,
@@ -40,6 +40,8 @@ PAIRS = (
     (Role.MANY_GENERATION, Role.MANY_GRAPH),
 )
 
+Told = Callable[[str], None]
+
 
 @dataclass
 class _Rows:
@@ -57,7 +59,7 @@ class Observer:
         told: takes a line for whoever watches.
     """
 
-    def __init__(self, mock: Mock, told: Callable[[str], None]) -> None:
+    def __init__(self, mock: Mock, told: Told) -> None:
         self._mock = mock
         self._told = told
         self._torch = importlib.import_module("torch")
@@ -186,6 +188,33 @@ class Observer:
         ]
         outputs = difference(one.output[-count:], other.output[:count])
         return Pair(first, second, tuple(names), outputs)
+
+
+def inspect(mock: Mock, seen: Seen, told: Told, before: Callable[[str], object]) -> None:
+    """Look at everything that ``seen`` asks for, and put what is found into it.
+
+    Args:
+        mock: built, with all of these cases.
+        seen: cases that have an observation already are left as they are.
+        told: takes a line for whoever watches.
+        before: called with the name of each case before it is run.
+    """
+    observer = Observer(mock, told)
+    known = [observation.asked for observation in seen.observations]
+    for asked in seen.asked:
+        if asked not in known:
+            before(asked.label())
+            seen.observations.append(observer.observe(asked))
+    seen.pairs = observer.pairs()
+    before("the sampling of operands")
+    found: dict[str, Operand] = {}
+    try:
+        for o in seen.of(Role.CONTEXT, Role.GENERATION):
+            if o.ran:
+                found.update({item.name: item for item in observer.operands(o.asked)})
+    except Exception as error:
+        seen.operands_broke = sentence(error)
+    seen.operands = tuple(found.values())
 
 
 def sentence(error: Exception) -> str:

@@ -24,7 +24,6 @@ from opkit.errors import EXIT_INTERRUPTED, BadInput, OpkitError, RunFailed, Tool
 from opkit.layers.check.asked import CheckPlan
 from opkit.layers.check.result import CheckResult, read_check_result
 from opkit.layers.interpreter import module_command
-from opkit.layers.op import Op
 
 SAYS = "opkit check: "  # what the child wants shown begins so
 POLITE_S, FIRM_S, REAP_S = 20.0, 5.0, 10.0  # after SIGINT, SIGTERM, SIGKILL
@@ -98,6 +97,19 @@ def _bundled(op: str, folder: Path) -> Path:
     source = resources.files("opkit.layers").joinpath("models", name)
     (folder / "config.json").write_text(source.read_text("utf-8"))
     return folder
+
+
+def require_capture(inputs: str, captured: Path | None) -> None:
+    """Refuse captured inputs without their folder, and the folder without them.
+
+    Raises:
+        WrongUsage: one is there without the other.
+    """
+    if (inputs == "captured") != (captured is not None):
+        raise WrongUsage(
+            "--inputs captured and --captured FOLDER go together",
+            "`opkit model capture` makes the folder, from a run of the engine",
+        )
 
 
 def split_args(text: str) -> tuple[str, ...]:

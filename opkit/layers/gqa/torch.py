@@ -123,8 +123,10 @@ class GqaMock(TorchMock):
         self.prepare(PlannedCase(planned.case, LaunchMode.EAGER))
         phase = planned.case.phase
         found = [sample(f"{phase} {name}", value) for name, value in self.inputs.items()]
-        cached = self._caches[_CACHE]
-        return (*found, sample(f"{phase} {_CACHE}", cached)) if planned.case.past else tuple(found)
+        if planned.case.past and self._step is not None:
+            cached = self._step.caches[_CACHE][:, : planned.case.past].flatten(0, 1)
+            found.append(sample(f"{phase} {_CACHE}", cached))
+        return tuple(found)
 
     def model(self) -> dict[str, Any]:
         """See :meth:`TorchMock.model`."""

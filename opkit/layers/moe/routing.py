@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,20 +24,6 @@ _FEW = (0.01, 2.0)  # the same for steps with fewer places than experts
 # ten times; the larger ones are for a router's bias.
 _MARGINS = (0.25, 1.0, 4.0, 8.0)
 _CHUNK = 2048  # tokens worked on at a time: float64 copies of all would not fit beside a model
-_ROUTING = re.compile(r"power_law_(\d+(?:\.\d+)?)")
-
-
-def exponent_of(routing: str) -> float:
-    """The exponent that a :class:`opkit.layers.op.MoeCase`'s routing names; 0 for ``balanced``.
-
-    Raises:
-        BadInput: it is neither ``balanced`` nor ``power_law_A`` with a number A above zero.
-    """
-    found = _ROUTING.fullmatch(routing)
-    exponent = float(found[1]) if found else 0.0
-    if routing != "balanced" and not exponent:
-        raise BadInput(f"unknown routing {routing!r}", "known: balanced, power_law_A (as 1.2)")
-    return exponent
 
 
 def assign(
@@ -69,7 +54,7 @@ def assign(
         tokens: of the step.
         experts: of the layer.
         topk: experts of a token.
-        exponent: of the power law; 0: balanced.
+        exponent: of the power law; 0: balanced (:func:`opkit.layers.plan.parse_routing`).
         seed: which draw; the same sizes and seed give the same experts.
         groups, topk_groups: expert groups, and those of a token.
 
@@ -156,6 +141,7 @@ def steer(
     bias: Any = None,
     groups: int = 1,
     topk_groups: int = 1,
+    dtype: Any = None,
 ) -> Any:
     """Activations from which a router picks just the experts of ``choice``.
 
@@ -175,9 +161,10 @@ def steer(
         groups, topk_groups: the router keeps that many groups of consecutive experts: with a bias
             those with the largest sum of their two best scores (DeepSeek-V3's noaux_tc), without
             one those with the best expert (DeepSeek-V2).
+        dtype: element type of the activations; None: the gate's.
 
     Returns:
-        Hidden states [tokens, hidden], of the gate's element type and on its device. That the
+        Hidden states [tokens, hidden] of that element type, on the gate's device. That the
         router picks ``choice`` is checked from these very values, with exact logits and with
         logits rounded to bfloat16, and without a tie.
 
@@ -185,7 +172,7 @@ def steer(
         BadInput: it cannot be reached; the message tells for how many tokens.
     """
     experts, hidden = gate_weight.shape
-    device, dtype = gate_weight.device, gate_weight.dtype
+    device, dtype = gate_weight.device, dtype or gate_weight.dtype
     wanted = torch.as_tensor(np.asarray(choice), dtype=torch.int64, device=device)
     gate = gate_weight.detach().double()
     router = _Router(gate, scoring, bias, groups, topk_groups, torch)
@@ -195,7 +182,6 @@ def steer(
     missed = 0
     for begin, end in _chunks(len(wanted)):
         noise = torch.randn(end - begin, hidden, generator=stream, device=device)
-        found[begin:end] = noise.to(dtype)
         left = torch.arange(begin, end, device=device)
         plain = noise.double()
         for margin in _MARGINS:

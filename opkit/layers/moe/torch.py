@@ -71,6 +71,10 @@ class MoeMock(TorchMock):
         shape = self._experts
         return shape.number * self.geometry.hidden_size * (3 * shape.intermediate_size + 1)
 
+    def extra_operands(self) -> dict[str, dict[str, int]]:
+        """What router and experts are given."""
+        return {"router": {"input": 0}, "experts": {"input": 0, "weights": 1}}
+
     def notes(self) -> tuple[str, ...]:
         """See :meth:`TorchMock.notes`."""
         grouped = "one grouped product for all" if self.module.experts.grouped else "one by one"

@@ -12,6 +12,8 @@ from profile_bench import FAST, Bench, needs_nsys
 from opkit.align.profile.mock import MockRequest, plan_mock, run_mock
 from opkit.errors import BadInput, RunFailed
 from opkit.layers.manifest import Manifest, sidecar_of
+from opkit.layers.nvtx import NSYS_VERSION
+from opkit.nsys_parsers.tool import find_nsys
 
 # Called as `python -m opkit.layers.drive PLAN`: PLAN here is code to run.
 DRIVE = f"""#!{sys.executable}
@@ -53,6 +55,12 @@ def test_command_is_the_recipe() -> None:
         "--cpuctxsw=none --capture-range=cudaProfilerApi --capture-range-end=stop -o /o/mock "
         "--force-overwrite=true python3 -m opkit.layers.drive /p/plan.json"
     )
+
+
+@pytest.mark.usefixtures("fake_nsys")
+def test_the_mock_is_told_which_nsys_watches(bench: Bench) -> None:
+    (command,) = plan_mock(request_for(bench, "")).commands
+    assert command.env == {NSYS_VERSION: find_nsys().version}
 
 
 @pytest.mark.usefixtures("fake_nsys")

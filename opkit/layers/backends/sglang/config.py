@@ -23,7 +23,7 @@ from opkit.layers.plan import Plan
 _PAGE = 128
 # From this many tokens on the pool lets as many requests run as a whole server's would.
 _LEAST_POOL = 65_536
-# SGLang's defaults on a GPU of 60 to 160 GB (ServerArgs._handle_gpu_memory_settings), and in general.
+# SGLang's defaults: on a GPU of 60 to 160 GB (ServerArgs._handle_gpu_memory_settings), and always.
 _CHUNK, _PREFILL = 8192, 16384
 
 
@@ -55,6 +55,14 @@ def server_flags(plan: Plan) -> argparse.Namespace:
     return flags
 
 
+def loads_checkpoint(plan: Plan, flags: argparse.Namespace) -> bool:
+    """Whether the mock's weights are the server's checkpoint, as the server's are.
+
+    A rank's share of a checkpoint is not cut out: with several ranks the mock draws its weights.
+    """
+    return bool(flags.load_format != "dummy" and plan.tp_size == 1)
+
+
 def raise_limits(plan: Plan, flags: argparse.Namespace) -> None:
     """Give ``flags`` room for every case, and a graph for the batch of each.
 
@@ -84,7 +92,7 @@ def raise_limits(plan: Plan, flags: argparse.Namespace) -> None:
 def layer_args(
     plan: Plan, op: Op, flags: argparse.Namespace, overrides: Mapping[str, Any] | None = None
 ) -> ServerArgs:
-    """The server's arguments, with one layer, one rank and dummy weights.
+    """The server's arguments, with one layer, one rank, and the server's or dummy weights.
 
     Tensor parallelism is simulated: one rank's share of the op's sizes, and no collectives.
 
@@ -109,7 +117,7 @@ def layer_args(
     cases = [item.case for item in plan.cases]
     need = max(_batch(case) * (_length(case) + _PAGE) for case in cases) + 2 * _PAGE
     changed: dict[str, Any] = {
-        "load_format": "dummy",
+        "load_format": flags.load_format if loads_checkpoint(plan, flags) else "dummy",
         "skip_tokenizer_init": True,
         "tp_size": 1,
         "pp_size": 1,

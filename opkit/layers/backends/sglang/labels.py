@@ -6,7 +6,8 @@ and new tokens of a prefill, before any padding), but only for torch's profiler.
 :func:`step_ranges` is such a factory. Source: SGLang 0.5.14, ``model_executor/model_runner.py``
 (``forward``, ``_build_step_span_name``) and ``model_executor/hook_manager.py``.
 
-This module is imported by the server: nothing of opkit but it is.
+The server imports this module, and ``align`` reads :data:`FORWARD_HOOKS` from it: frameworks are
+imported when a server calls the factory.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import torch
 
 # The value of --forward-hooks that has a server label its steps. No module is hooked.
 FORWARD_HOOKS = (
@@ -32,17 +31,18 @@ def step_ranges(config: Any) -> None:  # noqa: ARG001  # the signature of a hook
     Raises:
         AttributeError: this SGLang names no steps; the server does not start.
     """
-    runner = importlib.import_module(_RUNNER)
+    runner: Any = importlib.import_module(_RUNNER)
+    nvtx = importlib.import_module("torch").cuda.nvtx
     runner._build_step_span_name  # noqa: B018  # without it there is nothing to write
     original = runner.profile_range
 
     @contextmanager
     def labelled(name: str, **options: Any) -> Iterator[None]:
-        torch.cuda.nvtx.range_push(name)
+        nvtx.range_push(name)
         try:
             with original(name, **options):
                 yield
         finally:
-            torch.cuda.nvtx.range_pop()
+            nvtx.range_pop()
 
     runner.profile_range = labelled

@@ -10,7 +10,9 @@ layers are, ``layers/communicator.py`` for what a layer leaves for its attention
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,21 +25,31 @@ from sglang.srt.utils import BumpAllocator
 from torch.utils import _pytree as tree
 
 from opkit.errors import BadInput
+from opkit.layers.captured import input_name
+
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one of the op's modules, as the engine makes it; its tensors are the mock's."""
+    """One call of one of the op's modules, as the engine makes it; its tensors are the mock's.
+
+    Attributes:
+        path: the module's, below its layer.
+        names: of the positional arguments.
+        args, kwargs: what it is called with.
+    """
 
     path: str
+    names: tuple[str, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def tensors(self) -> dict[str, Any]:
-        """Tensor arguments by ``PATH/NAME``; positional ones by their number."""
-        named = {**{str(place): value for place, value in enumerate(self.args)}, **self.kwargs}
+        """Tensor arguments by ``PATH/ARGUMENT``."""
+        named = {**dict(zip(self.names, self.args, strict=True)), **self.kwargs}
         return {
-            f"{self.path}/{name}": value
+            input_name(self.path, name): value
             for name, value in named.items()
             if isinstance(value, torch.Tensor)
         }
@@ -56,12 +68,14 @@ class OneLayer:
 
     Attributes:
         paths: the op's modules below a decoder layer.
+        engine_layer: whose weights a checkpoint gives.
         last: the step that ran last, eagerly or as a graph's capture.
         captured: the steps that graphs were captured over, by their (padded) number of tokens.
         recipe: how floating-point arguments are made, see ``Plan.inputs``.
     """
 
     paths: ClassVar[tuple[str, ...]] = ()
+    engine_layer: ClassVar[int] = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,6 +86,11 @@ class OneLayer:
         self.last: Step | None = None
         self.captured: dict[int, Step] = {}
         self.recipe = "tokens"
+        for module in self.ops().values():
+            experts = getattr(module, "moe_runner_config", None)
+            if experts is not None:
+                # Experts write their output over their input: the next forward would run on it.
+                experts.inplace = False
 
     @property
     def layer(self) -> Any:
@@ -82,6 +101,11 @@ class OneLayer:
         """The op's modules by their path below the layer."""
         return {path: self.layer.get_submodule(path) for path in self.paths}
 
+    def load_weights(self, weights: Iterable[tuple[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        """The checkpoint's weights of one layer and of all that is outside the layers."""
+        found = _of_layer(weights, self.engine_layer)
+        return super().load_weights(found, *args, **kwargs)  # type: ignore[misc]
+
     def forward(self, input_ids: Any, positions: Any, forward_batch: Any, **_: Any) -> Any:
         """One step, as the engine's runners call a model; remembers it in ``last``.
 
@@ -89,7 +113,7 @@ class OneLayer:
         runner's warm-up just before has left.
         """
         tokens = input_ids.shape[0]
-        if torch.cuda.is_current_stream_capturing():
+        if get_is_capture_mode() and torch.cuda.is_current_stream_capturing():
             step = self.captured[tokens]
         else:
             step = Step(self.record(input_ids, positions, forward_batch), forward_batch)
@@ -139,9 +163,10 @@ class OneLayer:
             get_attn_tp_context().set_attn_inputs(AttentionInputs(hidden, batch, latent))
 
 
-def one_layer(engine: type[Any], paths: Sequence[str]) -> type[Any]:
+def one_layer(engine: type[Any], paths: Sequence[str], engine_layer: int = 0) -> type[Any]:
     """The engine's model class with :class:`OneLayer` before it."""
-    return type("OneLayerModel", (OneLayer, engine), {"__module__": __name__, "paths": (*paths,)})
+    fields = {"__module__": __name__, "paths": (*paths,), "engine_layer": engine_layer}
+    return type("OneLayerModel", (OneLayer, engine), fields)
 
 
 def overwrite(targets: Sequence[Call], sources: Sequence[Call]) -> None:
@@ -177,8 +202,10 @@ def _watched(modules: Mapping[str, Any], calls: list[Call]) -> Iterator[None]:
     handles = []
     for path, module in modules.items():
 
-        def hook(_: Any, args: Any, kwargs: Any, path: str = path) -> None:
-            calls.append(Call(path, tree.tree_map(_copy, args), tree.tree_map(_copy, kwargs)))
+        def hook(module: Any, args: Any, kwargs: Any, path: str = path) -> None:
+            names = tuple(inspect.signature(module.forward).parameters)[: len(args)]
+            kept = tree.tree_map(_copy, (args, kwargs))
+            calls.append(Call(path, names, *kept))
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -196,6 +223,16 @@ def _copy(value: Any) -> Any:
         value.shape, value.stride(), dtype=value.dtype, device=value.device
     )
     return copied.copy_(value)
+
+
+def _of_layer(weights: Iterable[tuple[str, Any]], layer: int) -> Iterator[tuple[str, Any]]:
+    """The weights of ``layer``, renamed to layer 0, and those that belong to no layer."""
+    for name, tensor in weights:
+        found = _LAYER.match(name)
+        if found is None:
+            yield name, tensor
+        elif int(found[1]) == layer:
+            yield _LAYER.sub("model.layers.0.", name), tensor
 
 
 def _leaves(call: Call) -> list[Any]:

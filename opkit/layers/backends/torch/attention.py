@@ -12,7 +12,10 @@ from opkit.layers.backends.torch.mock import CacheShape, TorchMock
 from opkit.layers.backends.torch.rope import Rope, scaling_of
 from opkit.layers.dsa import projections
 from opkit.layers.geometry import Indexer, Latent
+from opkit.layers.manifest import Operand
 from opkit.layers.op import Case
+from opkit.layers.operands import sample
+from opkit.layers.plan import PlannedCase
 
 
 class LatentMock(TorchMock):
@@ -79,9 +82,22 @@ class LatentMock(TorchMock):
             found += self.geometry.hidden_size * (size + heads)
         return found
 
-    def extra_operands(self) -> dict[str, dict[str, int]]:
-        """What the indexer's scores are made of."""
-        return {"indexer.score": {"q": 0, "k": 1, "weights": 2}} if self.sparse else {}
+    def operands(self, planned: PlannedCase[Any]) -> tuple[Operand, ...]:
+        """See :meth:`TorchMock.operands`; also what the indexer's scores are made of."""
+        if not self.sparse:
+            return super().operands(planned)
+        calls: list[Any] = []
+        handle = self.module.indexer.score.register_forward_pre_hook(
+            lambda _, arguments: calls.append(arguments)
+        )
+        try:
+            found = super().operands(planned)
+        finally:
+            handle.remove()
+        # Of the step's last part, a row a token.
+        named = zip(("q", "k", "weights"), calls[-1], strict=True)
+        prefix = f"{planned.case.phase} indexer.score"
+        return (*found, *(sample(f"{prefix}.{name}", value.flatten(0, 1)) for name, value in named))
 
     def notes(self) -> tuple[str, ...]:
         """See :meth:`TorchMock.notes`."""

@@ -142,7 +142,7 @@ class Inputs:
         if self.kind == "rows":
             ids = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         else:
-            known = [self._prompt(request, start + count)[start:] for request in requests]
+            known = [self._prompt(request, start, count) for request in requests]
             ids = torch.tensor(known, dtype=torch.int64).flatten().to(self.device)
         one, other = self._tables
         return one[ids % _TABLES[0]] + other[ids % _TABLES[1]]
@@ -158,12 +158,13 @@ class Inputs:
             "rows": "all rows equal: degenerate on purpose",
         }[self.kind]
 
-    def _prompt(self, request: int, length: int) -> list[int]:
-        """``prompt_tokens``, kept: drawing them again costs more than a decode step."""
+    def _prompt(self, request: int, start: int, count: int) -> list[int]:
+        """A piece of ``prompt_tokens``, kept: drawing them again costs more than a decode step."""
         kept = self._prompts.get(request, [])
-        if len(kept) < length:
+        if len(kept) < start + count:
+            length = max(start + count, 2 * len(kept))  # each is drawn from its beginning
             kept = self._prompts[request] = prompt_tokens(self.seed, request, length, self.vocab)
-        return kept[:length]
+        return kept[start : start + count]
 
     def _normal(self, request: int, start: int, count: int) -> Any:
         """Rows of one request, cut out of the blocks that hold them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,12 @@ import torch
 
 from opkit.errors import BadInput
 from opkit.layers.backends.torch.draw import Inputs, Weights
+from opkit.layers.backends.torch.launch import (
+    captured,
+    dtype_name,
+    refuse_engines,
+    versions,
+)
 from opkit.layers.backends.torch.step import Step, make_step
 from opkit.layers.geometry import geometry_of
 from opkit.layers.graphs import CapturedGraph, CaptureFailed
@@ -25,9 +31,10 @@ from opkit.layers.operands import sample, watch
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import base_versions, file_digest, source_digests
 
-_LARGE = 2**20  # elements of a weight from which its product counts as large, as in ``operands``
 _PREFILL_ROWS = {"cuda": 8192, "cpu": 1024}  # tokens written into the caches at once
-_ROOM = 0.9  # share of the memory that weights and caches may fill; the rest is for activations
+# Share of the memory that weights and caches may fill: the rest is for activations, and a host's is
+# not this process's alone.
+_ROOM = {"cuda": 0.9, "cpu": 0.5}
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class TorchMock:
     """
 
     def __init__(self, plan: Plan, dtype: str | None = None) -> None:
-        _refuse(plan)
+        refuse_engines(plan)
         self.plan = plan
         self.config, self.origin = read_config(plan.model)
         self.stored = geometry_of(self.config, self.origin)
@@ -75,7 +82,7 @@ class TorchMock:
         for planned in plan.cases:
             self.check(planned.case)
         self._check_room()
-        with torch.inference_mode():
+        with torch.no_grad():
             self.module = self.build()
             self._caches = {
                 shape.name: torch.zeros(
@@ -160,7 +167,7 @@ class TorchMock:
             obstacle = obstacle or self.graph_obstacle()
             if obstacle:
                 raise CaptureFailed(obstacle)
-        with torch.inference_mode():
+        with torch.no_grad():
             self.load(planned.case)
         self._case = planned.case
         if planned.mode is LaunchMode.EAGER:
@@ -186,22 +193,33 @@ class TorchMock:
             raise RuntimeError("probe() needs a prepared case")
         case = self._case
         tokens = case.batch * case.tokens if isinstance(case, Case) else self._tokens(case)
-        return Probe(dict(self.inputs), self.output_shape(tokens), _name(self.dtype), self._views())
+        return Probe(
+            dict(self.inputs), self.output_shape(tokens), dtype_name(self.dtype), self._views()
+        )
 
     def operands(self, planned: PlannedCase[Any]) -> tuple[Operand, ...]:
-        """See :meth:`opkit.layers.mock.Mock.operands`; runs eagerly, graphs call no module."""
+        """See :meth:`opkit.layers.mock.Mock.operands`: of every product, large or small.
+
+        Runs eagerly, whatever the case's mode: a replayed graph calls no module.
+        """
         forward = self.prepare(PlannedCase(planned.case, LaunchMode.EAGER))
         phase = planned.case.phase if isinstance(planned.case, Case) else "experts"
-        found = watch(self.module, forward, phase, self.extra_operands())
+        products = {
+            name: {"input": 0}
+            for name, part in self.module.named_modules()
+            if isinstance(part, torch.nn.Linear)
+        }
+        found = watch(self.module, forward, phase, {**products, **self.extra_operands()})
         once = {operand.name: operand for operand in found}  # parts of a step call a module again
         for name, weight in self.module.named_parameters():
-            if weight.ndim > 1 and weight.numel() >= _LARGE and name not in once:
-                once[name] = sample(name, weight.flatten(0, -2))
+            called = name if name.endswith(".weight") else f"{name}.weight"
+            if weight.ndim > 1 and called not in once:
+                once[called] = sample(called, weight.flatten(0, -2))
         return tuple(once.values())
 
     def describe(self) -> Manifest:
         """See :meth:`opkit.layers.mock.Mock.describe`."""
-        name = _name(self.dtype)
+        name = dtype_name(self.dtype)
         caches = {shape.name: name for shape in self.caches()} or {"kv_cache": "none"}
         return Manifest(
             side="mock",
@@ -234,7 +252,8 @@ class TorchMock:
     # How it is done.
 
     def _forward(self) -> Any:
-        with torch.inference_mode():
+        # Not inference mode: its tensors could not be changed by who checks the mock.
+        with torch.no_grad():
             return self.launch()
 
     def _drop_graph(self) -> None:
@@ -254,13 +273,16 @@ class TorchMock:
             for name, cache in self._caches.items()
         }
         pooled = self.plan.caches == "pooled"
-        requests = 1 if pooled else case.batch
-        count = max(1, _PREFILL_ROWS[self.device.type] // requests)
-        for start in range(0, case.past if views else 0, count):
-            tokens = min(count, case.past - start)
-            firsts = {name: view[:requests] for name, view in views.items()}
-            step = make_step(requests, tokens, start, firsts, self.device)
-            self.write(self.arguments(self.rows.rows(range(requests), start, tokens)), step)
+        room = _PREFILL_ROWS[self.device.type]
+        together, count = max(1, room // max(1, case.past)), min(room, max(1, case.past))
+        batch = 1 if pooled else case.batch
+        for first in range(0, batch if views else 0, together):
+            requests = range(first, min(first + together, batch))
+            own = {name: view[first : requests.stop] for name, view in views.items()}
+            for start in range(0, case.past, count):
+                tokens = min(count, case.past - start)
+                step = make_step(len(requests), tokens, start, own, self.device)
+                self.write(self.arguments(self.rows.rows(requests, start, tokens)), step)
         if pooled:
             for view in views.values():
                 view[1:, : case.past] = view[:1, : case.past]
@@ -305,7 +327,7 @@ class TorchMock:
             room = torch.cuda.mem_get_info()[0]
         else:
             room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if need > _ROOM * room:
+        if need > _ROOM[self.device.type] * room:
             raise BadInput(
                 f"{self.plan.op} of {self.origin} needs {need / 2**30:,.1f} GiB for weights and "
                 f"caches, this {self.device.type} has {room / 2**30:,.1f} GiB",
@@ -339,53 +361,10 @@ class TorchMock:
             )
         if self.config.get("quantization_config"):
             notes.append(
-                f"the model's quantization_config is left out: all products are {_name(self.dtype)}"
+                "the model's quantization_config is left out: all products are "
+                f"{dtype_name(self.dtype)}"
             )
         return tuple(notes)
-
-
-def captured(forward: Callable[[], Any]) -> tuple[CapturedGraph, Forward]:
-    """Capture ``forward``; the graph, and a replay that returns the graph's own output.
-
-    Raises:
-        CaptureFailed: CUDA refuses.
-    """
-    outputs: list[Any] = []
-
-    def kept() -> None:
-        outputs[:] = [forward()]
-
-    graph = CapturedGraph(kept)
-
-    def replay() -> Any:
-        graph()
-        return outputs[0]
-
-    return graph, replay
-
-
-def versions(device: torch.device) -> dict[str, str]:
-    """Versions of torch and CUDA, and the GPU's name."""
-    found = {"torch": torch.__version__}
-    if device.type == "cuda":
-        found |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name()}
-    return found
-
-
-def _refuse(plan: Plan) -> None:
-    """Raise BadInput for what only a serving engine has."""
-    if plan.inputs == "captured":
-        raise BadInput(
-            "the torch backend has no engine whose inputs could be captured",
-            "give --inputs tokens or normal",
-        )
-    if plan.strict:
-        raise BadInput("the torch backend has no engine whose decoder layer could be taken")
-    if plan.engine_args:
-        raise BadInput(
-            f"the torch backend has no server that would read {' '.join(plan.engine_args)}",
-            "give no engine flags with --backend torch",
-        )
 
 
 def _product(sizes: tuple[int, ...]) -> int:
@@ -393,8 +372,3 @@ def _product(sizes: tuple[int, ...]) -> int:
     for size in sizes:
         found *= size
     return found
-
-
-def _name(dtype: Any) -> str:
-    """As torch writes it, without the ``torch.`` prefix."""
-    return str(dtype).removeprefix("torch.")

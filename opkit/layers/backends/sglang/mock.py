@@ -1,0 +1,276 @@
+"""The mock of any op on SGLang: the worker, and what it tells of itself."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sglang
+import torch
+
+from opkit.errors import BadInput
+from opkit.layers import prompts
+from opkit.layers.backends.sglang import config as configuration
+from opkit.layers.backends.sglang import engine, models, worker
+from opkit.layers.backends.sglang.worker import LayerWorker, pool_buffers
+from opkit.layers.manifest import Manifest, Operand
+from opkit.layers.mock import Forward, Probe
+from opkit.layers.model_config import read_config
+from opkit.layers.op import LaunchMode, Op
+from opkit.layers.operands import sample, watch
+from opkit.layers.plan import Plan, PlannedCase
+from opkit.layers.provenance import base_versions, file_digest, source_digests
+
+_CACHE_RECIPES = {
+    "prefilled": "the same prompts prefilled through the engine's layer, one request a step, at "
+    "most {limit:,} tokens a step",
+    "pooled": "one long prompt prefilled through the engine's layer, its entries repeated over the "
+    "pool",
+}
+_LIMIT_RECIPES = {
+    "server": "the server's own",
+    "cases": "lengths, requests and tokens a step raised to what the cases need; a graph for each "
+    "batch",
+}
+_INPUT_RECIPES = {
+    "tokens": "prompt_tokens(seed={seed}, request 0 to batch-1), through the engine's own modules "
+    "before the op, of layer {layer}",
+    "normal": "normal(0, 1) in every floating-point argument",
+    "zeros": "zeros in every floating-point argument: degenerate on purpose",
+    "rows": "the first row of each argument in all its rows: degenerate on purpose",
+}
+_DUMMY = "SGLang's dummy weights: uniform in ±1e-3, seed 1234 for every parameter"
+
+
+@dataclass
+class About:
+    """What an op tells of its module.
+
+    Attributes:
+        model, dtypes: keys of ``Manifest.model`` and ``Manifest.dtypes``.
+        width: elements of a row of its output.
+        notes: in what it knowingly differs from the server.
+    """
+
+    model: dict[str, Any]
+    dtypes: dict[str, str]
+    width: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Build:
+    """How an op's mock is built on SGLang.
+
+    Attributes:
+        paths: its modules below a decoder layer, in the order of their calls.
+        about: what to tell of them, from the worker.
+        caches: names of the pool's tensors, see
+            :func:`opkit.layers.backends.sglang.worker.pool_buffers`; empty: the op has none.
+        overrides: further values for ``config.json``.
+        layer: the engine's layer that the mock stands for, unless the plan names a later one.
+        functions: prefixes of SGLang's modules that hold functions of the op beside its classes.
+    """
+
+    paths: tuple[str, ...]
+    about: Callable[[LayerWorker], About]
+    caches: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    layer: int = 0
+    functions: tuple[str, ...] = ()
+
+
+class SglangMock:
+    """See :class:`opkit.layers.mock.Mock`."""
+
+    def __init__(self, plan: Plan, op: Op, build: Build) -> None:
+        if plan.inputs == "captured":
+            raise BadInput(
+                "captured inputs of SGLang cannot be replayed yet", "use inputs tokens or normal"
+            )
+        self.plan = plan
+        self.build = build
+        self.layer = max(plan.layer, build.layer)
+        self.worker = LayerWorker(plan, op, build.paths, build.overrides, self.layer)
+
+    @property
+    def shape(self) -> Any:
+        """The model's configuration, with one rank's share of its sizes."""
+        return self.worker.runner.model_config.hf_config
+
+    def prepare(self, planned: PlannedCase[Any]) -> Forward:
+        """See :meth:`opkit.layers.mock.Mock.prepare`."""
+        return self.worker.prepare(planned)
+
+    def probe(self) -> Probe:
+        """See :meth:`opkit.layers.mock.Mock.probe`."""
+        prepared, step = self.worker.prepared, self.worker.step
+        assert prepared is not None
+        assert step is not None
+        case = prepared.case
+        inputs = {name: value for call in step.calls for name, value in call.tensors().items()}
+        return Probe(
+            inputs=inputs,
+            shape=(case.batch * case.tokens, self.build.about(self.worker).width),
+            dtype=dtype_name(self.worker.runner.dtype),
+            caches=self.worker.cache_views(self._caches()),
+        )
+
+    def operands(self, planned: PlannedCase[Any]) -> tuple[Operand, ...]:
+        """Weights and inputs of large GEMMs, weights of experts, and the op's own arguments.
+
+        Runs eagerly, whatever the case's mode: a replayed graph calls no module.
+        """
+        forward = self.prepare(PlannedCase(planned.case, LaunchMode.EAGER))
+        phase, step, found = planned.case.phase, self.worker.step, []
+        assert step is not None
+        for path, module in self.worker.model.ops().items():
+            for name, value in module.named_parameters():
+                if value.ndim == 3:  # experts' weights: [experts, output, input]
+                    found.append(sample(f"{path}.{name}", value.flatten(0, 1)))
+        for call in step.calls:
+            for name, value in call.tensors().items():
+                if value.is_floating_point():
+                    found.append(sample(f"{phase} {name}", value))
+        for path, module in self.worker.model.ops().items():
+            if not _linear(module):  # a module that is one product itself is sampled above
+                found += watch(module, forward, phase, {})
+            else:
+                found.append(sample(f"{path}.weight", module.weight))
+        return tuple({operand.name: operand for operand in found}.values())
+
+    def describe(self) -> Manifest:
+        """Versions, shapes, dtypes, sources and the recipe of inputs."""
+        stored, origin = read_config(self.plan.model)
+        about = self.build.about(self.worker)
+        return Manifest(
+            side="mock",
+            op=self.plan.op,
+            backend=self.plan.backend,
+            command=tuple(sys.argv),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions={**base_versions(), **versions()},
+            model={
+                "architecture": self.shape.architectures[0],
+                "hidden_size": self.shape.hidden_size,
+                **about.model,
+                "num_hidden_layers": stored["num_hidden_layers"],
+                "config_sha256": file_digest(Path(origin)),
+            },
+            dtypes={"activations": dtype_name(self.worker.runner.dtype), **about.dtypes},
+            tp_size=self.plan.tp_size,
+            engine_args=self.plan.engine_args,
+            layer_source=self._sources(),
+            recipe=self._recipe(),
+            notes=(*about.notes, *self._notes()),
+        )
+
+    def close(self) -> None:
+        """See :meth:`opkit.layers.mock.Mock.close`."""
+        self.worker.close()
+
+    def _caches(self) -> dict[str, Any]:
+        """The op's caches by name."""
+        if not self.build.caches:
+            return {}
+        buffers = pool_buffers(self.worker.runner.token_to_kv_pool)
+        return dict(zip(self.build.caches, buffers, strict=True))
+
+    def _sources(self) -> dict[str, str]:
+        """Digests of every SGLang file that the op is made of, and of opkit's mock."""
+        runner, model = self.worker.runner, self.worker.model
+        parts = [part for module in model.ops().values() for part in module.modules()]
+        made = [*parts, model, model.layer, runner, runner.attn_backend, runner.eager_runner]
+        made += [runner.decode_cuda_graph_runner, runner.token_to_kv_pool, self, self.worker]
+        for part in parts:
+            made += [getattr(part, "quant_method", None), getattr(part, "moe_runner", None)]
+        # Forward methods are mixed in from files of their own.
+        classes = {known for part in made for known in type(part).__mro__}
+        files = {
+            Path(str(part.__file__)) for part in (configuration, engine, models, worker, prompts)
+        }
+        own = {f"opkit/{_below(path)}": file_digest(path) for path in files}
+        attention = {  # functions, not classes
+            f"sglang/{_below(Path(str(module.__file__)), 'sglang')}": file_digest(
+                Path(str(module.__file__))
+            )
+            for name, module in sorted(sys.modules.items())
+            if self.build.functions
+            and name.startswith(self.build.functions)
+            and getattr(module, "__file__", None)
+        }
+        found = source_digests(classes, ("sglang", "opkit")) | attention | own
+        return dict(sorted(found.items()))
+
+    def _recipe(self) -> dict[str, str]:
+        """How weights, activations and caches came to their values."""
+        stored = f"the server's checkpoint, layer {self.layer}"
+        recipe = {
+            "weights": stored if self.worker.checkpoint else _DUMMY,
+            "activations": _INPUT_RECIPES[self.plan.inputs].format(
+                seed=self.plan.seed, layer=self.layer
+            ),
+            "limits": _LIMIT_RECIPES[self.plan.limits],
+        }
+        if self.build.caches:
+            limit = self.worker.args.chunked_prefill_size
+            recipe["kv_cache"] = _CACHE_RECIPES[self.plan.caches].format(limit=limit)
+            recipe["kv_cache_blocks"] = "consecutive pages of a fresh pool, request after request"
+        return recipe
+
+    def _notes(self) -> tuple[str, ...]:
+        """In what this mock knowingly differs from the server."""
+        notes = [f"module taken from the engine's own {type(self.worker.model.layer).__name__}"]
+        if self.plan.tp_size > 1:
+            notes.append(
+                f"tensor parallelism of {self.plan.tp_size} simulated: one rank's share, and no "
+                "all-reduce"
+            )
+        prefill = self.worker.args.cuda_graph_config.prefill
+        if prefill.backend != "disabled":
+            notes.append(
+                f"the server replays prefill steps of up to {prefill.max_bs or 0:,} tokens from "
+                f"graphs ({prefill.backend}), the mock launches every prefill eagerly"
+            )
+        if self.worker.load_format != "dummy" and not self.worker.checkpoint:
+            notes.append(
+                f"the server loads weights ({self.worker.load_format}), the mock draws them"
+            )
+        return tuple(notes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the framework, CUDA and the driver, and the GPU's name."""
+    found = {"sglang": sglang.__version__, "torch": torch.__version__}
+    if not torch.cuda.is_available():
+        return found
+    nvml = importlib.import_module("pynvml")
+    nvml.nvmlInit()
+    driver = nvml.nvmlSystemGetDriverVersion()
+    return {
+        **found,
+        "cuda": str(torch.version.cuda),
+        "driver": driver.decode() if isinstance(driver, bytes) else driver,
+        "gpu": torch.cuda.get_device_name(0),
+    }
+
+
+def dtype_name(dtype: Any) -> str:
+    """As torch writes it, without the ``torch.`` prefix."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _linear(module: Any) -> bool:
+    """Whether the module is a single product."""
+    return not list(module.children()) and getattr(module, "weight", None) is not None
+
+
+def _below(path: Path, package: str = "opkit") -> str:
+    """A package's file as ``layers/prompts.py``."""
+    parts = path.parts
+    return "/".join(parts[len(parts) - 1 - parts[::-1].index(package) + 1 :])
