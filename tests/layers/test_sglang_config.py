@@ -71,6 +71,17 @@ def test_one_layer_on_one_rank(config: Any, model: str) -> None:
     assert args.max_total_tokens >= 4 * 3000
 
 
+@pytest.mark.parametrize(
+    ("flags", "tp_size", "loaded"),
+    [("", 1, "auto"), ("", 2, "dummy"), ("--load-format dummy", 1, "dummy")],
+)
+def test_a_checkpoint_is_loaded_where_one_rank_has_it_whole(
+    config: Any, model: str, flags: str, tp_size: int, loaded: str
+) -> None:
+    args = args_of(config, plan(model, CONTEXT, flags=flags, tp_size=tp_size))
+    assert args.load_format == loaded
+
+
 @pytest.mark.parametrize("flag", ["--speculative-algorithm EAGLE", "--enable-dp-attention"])
 def test_what_cannot_be_mocked_is_refused(config: Any, model: str, flag: str) -> None:
     with pytest.raises(BadInput, match="cannot be mocked"):

@@ -202,6 +202,21 @@ def test_experts_do_not_write_over_their_input(engine: Any) -> None:
     assert made.layer.self_attn.moe_runner_config.inplace is False
 
 
+def test_a_checkpoint_gives_the_weights_of_the_layer_that_the_mock_stands_for(engine: Any) -> None:
+    class Loading(EngineModel):
+        def load_weights(self, weights: Any, strict: bool) -> dict[str, int]:
+            assert strict
+            return dict(weights)
+
+    made = engine.models.one_layer(Loading, ["self_attn"], 1)()
+    stored = [("model.embed.weight", 1), ("model.layers.0.mlp.weight", 2),
+              ("model.layers.1.mlp.weight", 3), ("model.layers.10.mlp.weight", 4),
+              ("lm_head.weight", 5)]  # fmt: skip
+    assert made.load_weights(iter(stored), strict=True) == {
+        "model.embed.weight": 1, "model.layers.0.mlp.weight": 3, "lm_head.weight": 5
+    }  # fmt: skip
+
+
 def test_a_missing_module_is_told(engine: Any) -> None:
     with pytest.raises(BadInput, match=r"Layer of SGLang has no mlp\.experts"):
         engine.models.one_layer(EngineModel, ["self_attn", "mlp.experts"])()

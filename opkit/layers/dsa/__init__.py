@@ -18,7 +18,7 @@ COLUMNS = (
     "model", "architecture", "mla_dtype", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size",
     "isl", "tp_size", "step",
 )  # fmt: skip
-_KERNEL_SOURCE = {"vllm": "FLASHMLA_SPARSE", "trtllm": "default"}
+_KERNEL_SOURCE = {"vllm": "FLASHMLA_SPARSE", "trtllm": "default", "torch": "torch"}
 # The model that the field's tables name for an architecture.
 _MODELS = {
     "DeepseekV32ForCausalLM": "deepseek-ai/DeepSeek-V3.2",

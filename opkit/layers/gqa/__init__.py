@@ -64,7 +64,12 @@ GQA = Op(
             f"{phase}_attention",
             "attention",
             _COLUMNS,
-            {"vllm": "vllm_flash_attn_fa3", "sglang": "fa3", "trtllm": "torch_flow"},
+            {
+                "vllm": "vllm_flash_attn_fa3",
+                "sglang": "fa3",
+                "trtllm": "torch_flow",
+                "torch": "torch",
+            },
         )
         for phase in (Phase.CONTEXT, Phase.GENERATION)
     },

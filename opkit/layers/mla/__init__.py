@@ -44,7 +44,12 @@ MLA = Op(
             f"mla_{phase}_module",
             "mla",
             COLUMNS,
-            {"vllm": "FLASH_ATTN_MLA", "trtllm": "default", "sglang": "flash_attention"},
+            {
+                "vllm": "FLASH_ATTN_MLA",
+                "trtllm": "default",
+                "sglang": "flash_attention",
+                "torch": "torch",
+            },
         )
         for phase in (Phase.CONTEXT, Phase.GENERATION)
     },

@@ -21,7 +21,7 @@ _TYPES = {"float8_e4m3fn": "fp8_block"}
 
 
 def columns(case: MoeCase, mock: Manifest) -> dict[str, str | int]:
-    """The row's own columns; ``inter_size`` is the model's, ``moe_tp_size`` the ranks sharing it."""
+    """The row's own columns; ``inter_size`` is the model's, ``moe_tp_size`` its ranks."""
     weights = mock.dtypes["weights"]
     return {
         "moe_dtype": _TYPES.get(weights, weights),

@@ -100,12 +100,20 @@ class MoeMock(VllmMock):
         """
         layout = self._geometry.experts
         assert layout is not None
+        groups = {"groups": layout.groups, "topk_groups": layout.topk_groups}
         exponent = parse_routing(case.routing)
-        choice = assign(case.tokens, layout.number, layout.topk, exponent, self.plan.seed)
+        choice = assign(case.tokens, layout.number, layout.topk, exponent, self.plan.seed, **groups)
         gate = experts.gate if experts.gate is not None else self._outer_gate()
-        weight = gate.weight.detach()
-        hidden = steer(weight.float(), choice, self.plan.seed, torch)
-        hidden = hidden.to(weight.device, self.worker.config.model_config.dtype)
+        hidden = steer(
+            gate.weight.detach(),
+            choice,
+            self.plan.seed,
+            torch,
+            scoring=layout.scoring,
+            bias=getattr(gate, "e_score_correction_bias", None) if layout.bias else None,
+            dtype=self.worker.config.model_config.dtype,
+            **groups,
+        )
         if experts.gate is not None:
             return {"hidden_states": hidden, "router_logits": hidden}
         with torch.inference_mode():

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm.config import VllmConfig
+from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.usage.usage_lib import UsageContext
@@ -123,6 +123,7 @@ def layer_config(
     overrides |= local_overrides(shape, plan.tp_size, shares, plan.model)
     one_rank = dataclasses.replace(
         args,
+        compilation_config=_uncompiled(args.compilation_config),
         hf_overrides=overrides,
         load_format=args.load_format if loads_checkpoint(plan, args) else "dummy",
         skip_tokenizer_init=True,
@@ -138,6 +139,21 @@ def layer_config(
         return one_rank.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except ValueError as error:
         raise BadInput(f"vLLM refuses the server's configuration: {error}") from error
+
+
+def _uncompiled(given: CompilationConfig) -> CompilationConfig:
+    """The same without compiling the model: a mock launches modules, no compiled pieces.
+
+    Decode steps that a compiled server replays whole stay whole; piecewise graphs exist only in
+    compiled models.
+    """
+    made = copy.deepcopy(given)
+    made.mode = CompilationMode.NONE
+    graphs = made.cudagraph_mode
+    if graphs is None or graphs.requires_piecewise_compilation():
+        whole = graphs is None or graphs.decode_mode() == CUDAGraphMode.FULL
+        made.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY if whole else CUDAGraphMode.NONE
+    return made
 
 
 def loads_checkpoint(plan: Plan, args: AsyncEngineArgs) -> bool:

@@ -218,9 +218,10 @@ class VllmMock:
                 f"tensor parallelism of {self.plan.tp_size} simulated: one rank's share, and no "
                 "all-reduce"
             )
-        mode = self.worker.config.compilation_config.mode
-        if mode != CompilationMode.NONE:
-            notes.append(f"the server compiles its model (mode {mode}), the mock does not")
+        mode = self.worker.args.compilation_config.mode
+        if mode != CompilationMode.NONE and not self.worker.args.enforce_eager:
+            named = "its default mode" if mode is None else f"mode {mode}"
+            notes.append(f"the server compiles its model ({named}), the mock does not")
         if self.worker.args.load_format != "dummy" and not self._checkpoint():
             notes.append(
                 f"the server loads weights ({self.worker.args.load_format}), the mock draws them"
