@@ -198,13 +198,13 @@ def test_a_compiled_function_may_tell_nothing(upstream: Upstream) -> None:
 CASE = Case(Phase.CONTEXT, 2, 96, 0)
 
 
-def run(tmp_path: Path, op: str = "gqa", model: str = "llama") -> None:
+def run(tmp_path: Path, op: str = "gqa", model: str = "llama", case: Case = CASE) -> None:
     """Build and run an op's mock on what is installed."""
     sys.modules.pop(f"opkit.layers.{op}.trtllm", None)
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text((MODELS / f"{model}.json").read_text())
-    planned = PlannedCase(CASE, LaunchMode.EAGER)
+    planned = PlannedCase(case, LaunchMode.EAGER)
     mock = build_mock(find_op(op), "trtllm", Plan(op, "trtllm", str(folder), (planned,), "m.json"))
     assert mock.prepare(planned)() is not None
     mock.close()
@@ -253,6 +253,16 @@ def test_what_may_be_missing_is_left_out(
     fake = install(monkeypatch, tmp_path, "new", change=changed)
     run(tmp_path)
     assert fake.made(name)
+
+
+def test_the_second_cache_manager_is_told_to_hold_the_past_and_to_fill_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = install(monkeypatch, tmp_path, "new")
+    run(tmp_path, case=Case(Phase.GENERATION, 2, 1, 64))
+    last = fake.made("KVCacheManager.add_dummy_requests")[-1]
+    assert (last["is_gen"], last["materialize_history"]) == (True, True)
+    assert fake.made("KvCacheConfig")[-1]["max_util_for_resume"] == 1.0
 
 
 def test_a_layout_in_between_is_put_together_name_by_name(

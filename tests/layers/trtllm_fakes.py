@@ -363,7 +363,8 @@ def _class(
         "__init__": fake.strict(name, entry["parameters"], bodies[name]),
     }
     for method, parameters in entry.get("methods", {}).items():
-        contents[method] = fake.strict(f"{name}.{method}", parameters, bodies[f"{name}.{method}"])
+        owner = name if f"{name}.{method}" in bodies else base.__name__
+        contents[method] = fake.strict(f"{name}.{method}", parameters, bodies[f"{owner}.{method}"])
     for method, parameters in entry.get("static", {}).items():
         made = fake.strict(f"{name}.{method}", parameters, bodies[f"{name}.{method}"], bound=True)
         contents[method] = staticmethod(made)
@@ -519,9 +520,8 @@ def _layer(fake: Fake, config: dict[str, Any]) -> Any:
 
     contents: dict[str, Any] = {"__module__": place}
     if "kv_lora_rank" in config:
-        # As the decoder layer calls it; MLA.forward itself was not read.
-        parameters = ["position_ids", "hidden_states", "attn_metadata", "all_reduce_params="]
-        contents["forward"] = fake.strict("MLA.forward", parameters, latent)
+        entry = fake.entry("MLA.forward")
+        contents["forward"] = fake.strict("MLA.forward", entry["parameters"], latent)
     else:
         for name, body in (("forward", attention), ("forward_impl", core)):
             entry = fake.entry(f"Attention.{name}")

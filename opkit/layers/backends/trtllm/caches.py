@@ -75,7 +75,11 @@ class LayerCache:
         found = add(
             [item.number for item in requests],
             [item.length for item in requests],
-            **self.upstream.keywords(add, must={"is_gen": generation}),
+            **self.upstream.keywords(
+                add,
+                must={"is_gen": generation},
+                may={"materialize_history": generation},  # blocks for the past: it is written here
+            ),
         )
         if not found:
             tokens = sum(item.length for item in requests)
@@ -218,7 +222,8 @@ class LayerCache:
         settings = self.upstream.call(
             "KvCacheConfig",
             must={"max_tokens": max(room * size, longest), "enable_block_reuse": False},
-            may={"tokens_per_block": size, **given},
+            # Manager V2 would keep 5 % of the blocks free, of which it has just enough.
+            may={"tokens_per_block": size, "max_util_for_resume": 1.0, **given},
         )
         choose = self.upstream.get("get_kv_cache_manager_cls")
         manager = choose(

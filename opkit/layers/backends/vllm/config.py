@@ -25,6 +25,9 @@ from opkit.layers.op import Case, LaunchMode, MoeCase
 from opkit.layers.plan import Plan
 
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")  # what a folder with a checkpoint holds
+
+
 def model_json(model: str) -> dict[str, Any]:
     """The model's ``config.json``.
 
@@ -159,6 +162,8 @@ def _uncompiled(given: CompilationConfig) -> CompilationConfig:
 def loads_checkpoint(plan: Plan, args: AsyncEngineArgs) -> bool:
     """Whether the mock's weights are the server's checkpoint, as the server's are.
 
-    A rank's share of a checkpoint is not cut out: with several ranks the mock draws its weights.
+    A rank's share of a checkpoint is not cut out: with several ranks the mock draws its weights, as
+    it does for a folder that holds none.
     """
-    return args.load_format != "dummy" and plan.tp_size == 1
+    there = any(any(Path(plan.model).glob(kind)) for kind in _WEIGHTS)
+    return args.load_format != "dummy" and plan.tp_size == 1 and there

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.compilation.cuda_graph import CUDAGraphWrapper
-from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig, set_current_vllm_config
 from vllm.forward_context import override_forward_context
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import (
@@ -121,7 +121,7 @@ class LayerWorker:
         model_config = self.config.model_config
         device = torch.device(self.config.device_config.device)
         loader = get_model_loader(self.config.load_config)
-        with set_default_torch_dtype(model_config.dtype):
+        with set_current_vllm_config(self.config), set_default_torch_dtype(model_config.dtype):
             with device:
                 model: OneLayerModel = initialize_model(
                     self.config, model_class=model_class, model_config=model_config
