@@ -140,6 +140,14 @@ def _speculative(label: StepLabel) -> bool:
     return label.generation_tokens not in (None, label.generation_requests)
 
 
+def _scheduled_ahead(label: StepLabel, last: StepLabel) -> bool:
+    """Whether the step repeats a wave's last decode step, whose requests had all ended by then.
+
+    SGLang's overlapped scheduler launches the next step before it knows that none is needed.
+    """
+    return not label.context_requests and label.generation_requests == last.generation_requests
+
+
 def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
     """Replay the waves over the steps; None when they do not add up."""
     found = _Shapes()
@@ -151,6 +159,7 @@ def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
         chunk = 0  # tokens done of a prompt that is being processed in chunks
         running: list[int] = []  # cached tokens of each decoding request
         finished = 0
+        last = StepLabel(0, 0, 0, 0)
         while finished < wave.requests:
             if not queue:
                 return None
@@ -191,4 +200,8 @@ def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
                 running += [wave.prompt] * prompts
             else:
                 finished += prompts
+            last = label
+        if queue and _scheduled_ahead(queue[0].label, last):
+            found.skipped.append("a decode step scheduled after the last token was left out")
+            queue.pop(0)
     return None if queue else found

@@ -82,10 +82,11 @@ class Engine:
     def body(self, model: str, prompts: list[list[int]], output: int) -> Body:
         """The JSON of one request for all ``prompts``, so that the scheduler sees them together."""
         if self.completions == "/generate":
-            sampling = {"max_new_tokens": output, "min_new_tokens": output}
+            # A least number of tokens is refused without a tokenizer; nothing ends them early.
+            sampling = {"max_new_tokens": output, "temperature": 0.0, "ignore_eos": True}
             return {
                 "input_ids": prompts,
-                "sampling_params": {**sampling, "temperature": 0.0, "ignore_eos": True},
+                "sampling_params": sampling,
                 "stream": False,
             }
         return {
