@@ -62,6 +62,8 @@ class TinyMock:
         new = self.rows[: case.batch, case.past : case.past + case.tokens]
         if self.fault == "other prompt" and case.phase is Phase.GENERATION:
             new = new + 1
+        if self.fault == "rounded input" and case.phase is Phase.GENERATION:
+            new = new * (1 + 1e-6)
         self.hidden = new.reshape(-1, WIDTH).clone()
         if self.fault == "nan input":
             self.hidden[0, 0] = float("nan")

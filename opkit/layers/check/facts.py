@@ -120,7 +120,8 @@ class Pair:
 
     Attributes:
         first, second: the roles of the cases.
-        inputs: names of inputs that differ between them, although the tokens are the same.
+        inputs: names of inputs that differ between them by more than rounding, although the tokens
+            are the same.
         outputs: None when the outputs are not of one shape.
     """
 

@@ -17,6 +17,7 @@ from typing import Any
 from opkit.errors import BadInput, OpkitError
 from opkit.layers.check.cases import Asked, Role
 from opkit.layers.check.facts import CacheFact, Observation, Pair, Seen
+from opkit.layers.check.pairs import alike
 from opkit.layers.check.tensors import (
     Blocks,
     difference,
@@ -184,10 +185,19 @@ class Observer:
             name
             for name in one.inputs
             if name in other.inputs
-            and not same_bits(one.inputs[name][-count:], other.inputs[name][:count])
+            and _differ(one.inputs[name][-count:], other.inputs[name][:count])
         ]
         outputs = difference(one.output[-count:], other.output[:count])
         return Pair(first, second, tuple(names), outputs)
+
+
+def _differ(first: Any, second: Any) -> bool:
+    """Whether two inputs of the same tokens differ by more than rounding."""
+    if same_bits(first, second):
+        return False
+    if not (first.is_floating_point() and second.is_floating_point()):
+        return True
+    return not alike(difference(first, second), dtype_of(first))
 
 
 def inspect(mock: Mock, seen: Seen, told: Told, before: Callable[[str], object]) -> None:

@@ -49,6 +49,15 @@ def tolerance(seen: Seen, dtype: str) -> Tolerance:
     return TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
 
 
+def alike(difference: Difference | None, dtype: str) -> bool:
+    """Whether inputs of the same tokens are the same but for rounding.
+
+    What stands before an op (a projection, another op) may be another kernel for another batch.
+    """
+    limit = TOLERANCES.get(dtype, TOLERANCES["bfloat16"])
+    return difference is not None and not _apart(difference, limit.other, limit.cosine)
+
+
 def _apart(difference: Difference, limit: float, cosine: float) -> bool:
     """Whether two outputs lie too far apart; nan does."""
     return not (difference.relative <= limit and difference.cosine >= cosine)
