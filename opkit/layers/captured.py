@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from opkit.errors import BadInput
@@ -71,11 +72,24 @@ def read_info(folder: Path) -> CaptureInfo:
         data = json.loads(path.read_text())
         if data.pop("schema") != SCHEMA:
             raise ValueError("another schema")
-        return CaptureInfo(**data)
+        info = CaptureInfo(**data)
+        _sequences(info.lengths)
+        return info
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInput(
             f"{path}: no readable capture ({error})", "`opkit align --inputs captured` makes one"
         ) from error
+
+
+def _sequences(lengths: Mapping[str, int]) -> dict[Key, int]:
+    """Tokens stored, by sequence; ValueError or AttributeError when a name or a number is none."""
+    found: dict[Key, int] = {}
+    for text, length in lengths.items():
+        prompt, _, request = text.partition("-")
+        if not isinstance(length, int):
+            raise ValueError(f"{length!r} is no number of tokens")
+        found[int(prompt), int(request)] = length
+    return found
 
 
 def key_text(key: Key) -> str:
@@ -104,10 +118,7 @@ class Captured:
         if not self.info.lengths:
             raise BadInput(f"{folder}: holds no inputs")
         self._folder = folder
-        self._lengths: dict[Key, int] = {}
-        for text, length in self.info.lengths.items():
-            prompt, _, request = text.partition("-")
-            self._lengths[int(prompt), int(request)] = length
+        self._lengths = _sequences(self.info.lengths)
         self._loaded: dict[Key, dict[str, Any]] = {}
         self._prompt = next(iter(self._lengths))[0]
 
@@ -164,6 +175,7 @@ class Captured:
             path = self._folder / f"sequence-{key_text(key)}.pt"
             try:
                 self._loaded[key] = torch.load(path, map_location="cpu", weights_only=True)
-            except OSError as error:
-                raise BadInput(f"{path}: cannot be read ({error})") from error
+            except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                raise BadInput(f"{path}: cannot be read ({reason})") from error
         return self._loaded[key]

@@ -41,6 +41,11 @@ def degenerate(
     return ""
 
 
+def dtype_name(dtype: Any) -> str:
+    """An element type as torch writes it, without the ``torch.`` prefix."""
+    return str(dtype).removeprefix("torch.")
+
+
 def sample(name: str, tensor: Any) -> Operand:
     """Describe ``tensor`` by evenly spaced rows and columns of it (at most 64 × 512).
 
@@ -58,7 +63,7 @@ def sample(name: str, tensor: Any) -> Operand:
     return Operand(
         name=name,
         shape=tuple(tensor.shape),
-        dtype=str(tensor.dtype).removeprefix("torch."),
+        dtype=dtype_name(tensor.dtype),
         distinct=part.unique().numel() / part.numel(),
         zeros=(part == 0).float().mean().item(),
         equal_rows=equal,

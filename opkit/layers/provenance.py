@@ -1,14 +1,22 @@
-"""What a mock is made of: versions of the software, digests of the layer's sources."""
+"""What a mock is made of: versions, digests of sources, and the manifest that tells them."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import platform
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import opkit
+from opkit.layers.manifest import Manifest
+from opkit.layers.model_config import read_config
+from opkit.layers.plan import Plan
 
 
 def file_digest(path: Path) -> str:
@@ -37,3 +45,76 @@ def source_digests(classes: Iterable[type], packages: tuple[str, ...]) -> dict[s
 def base_versions() -> dict[str, str]:
     """opkit's and Python's own versions; a backend adds its framework's."""
     return {"opkit": opkit.__version__, "python": platform.python_version()}
+
+
+def module_digests(modules: Iterable[ModuleType]) -> dict[str, str]:
+    """Digests of whole modules, for what a layer owes to functions instead of classes.
+
+    Returns:
+        ``"opkit/layers/prompts.py"`` → SHA-256.
+    """
+    found = {}
+    for module in modules:
+        path = Path(str(module.__file__))
+        depth = module.__name__.count(".") + (2 if path.name == "__init__.py" else 1)
+        found["/".join(path.parts[-depth:])] = file_digest(path)
+    return found
+
+
+def gpu_versions(torch: Any) -> dict[str, str]:
+    """Versions of torch, and where there is a GPU of CUDA and the driver, and the GPU's name."""
+    found = {"torch": str(torch.__version__)}
+    if not torch.cuda.is_available():
+        return found
+    nvml = importlib.import_module("pynvml")
+    nvml.nvmlInit()
+    driver = nvml.nvmlSystemGetDriverVersion()
+    return {
+        **found,
+        "cuda": str(torch.version.cuda),
+        "driver": driver.decode() if isinstance(driver, bytes) else driver,
+        "gpu": torch.cuda.get_device_name(0),
+    }
+
+
+def mock_manifest(
+    plan: Plan,
+    *,
+    versions: Mapping[str, str],
+    model: Mapping[str, Any],
+    dtypes: Mapping[str, str],
+    sources: Mapping[str, str],
+    recipe: Mapping[str, str],
+    notes: Sequence[str],
+) -> Manifest:
+    """What a mock tells of itself, with what every mock tells alike.
+
+    Args:
+        plan: what it was built for; of its model the stored number of layers and the digest of the
+            configuration are told.
+        versions: of the framework and the GPU; opkit's and Python's are added.
+        model, dtypes, sources, recipe, notes: fields of the manifest.
+
+    Raises:
+        BadInput: the model's configuration cannot be read.
+    """
+    stored, origin = read_config(plan.model)
+    return Manifest(
+        side="mock",
+        op=plan.op,
+        backend=plan.backend,
+        command=tuple(sys.argv),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={**base_versions(), **versions},
+        model={
+            **model,
+            "num_hidden_layers": stored["num_hidden_layers"],
+            "config_sha256": file_digest(Path(origin)),
+        },
+        dtypes=dict(dtypes),
+        tp_size=plan.tp_size,
+        engine_args=plan.engine_args,
+        layer_source=dict(sorted(sources.items())),
+        recipe=dict(recipe),
+        notes=tuple(notes),
+    )

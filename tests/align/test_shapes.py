@@ -17,6 +17,7 @@ from opkit.nsys_parsers.trace import open_trace
 MIXED = "steps that mix both phases were left out"
 UNEQUAL = "steps with prompts of unequal length were left out"
 NO_COUNT = "context steps whose label gives no token count were left out"
+AHEAD = "a decode step scheduled after the last token was left out"
 NOT_ADDED_UP = "step labels do not add up to the requests sent; shapes are from labels alone"
 
 # (context requests, context tokens, generation requests) of a step, in time order
@@ -149,7 +150,7 @@ def test_steps_of_a_priming_request_are_set_aside() -> None:
 @pytest.mark.parametrize(
     "labels",
     [
-        [(1, 1024, 0), (0, 0, 1), (0, 0, 1)],  # a step too many
+        [(1, 1024, 0), (0, 0, 1), (0, 0, 1), (0, 0, 1)],  # two steps too many
         [(1, 1024, 0)],  # a step too few
         [(1, 1000, 0), (0, 0, 1)],  # another prompt
         [(2, 2048, 0), (0, 0, 2)],  # another number of requests
@@ -161,6 +162,38 @@ def test_labels_that_do_not_add_up_are_read_alone_and_said(labels: Labels) -> No
     cases, notes = found(labels, Wave(1, 1024, 2))
     assert NOT_ADDED_UP in notes
     assert all(past == (-1, -1) for name, (_, past) in cases.items() if "generation" in name)
+
+
+def test_the_step_that_sglang_schedules_ahead_is_left_out_of_each_wave() -> None:
+    # Its overlapped scheduler launches the next step before it knows that the requests ended.
+    first: Labels = [(1, 512, 0), *[(0, 0, 1)] * 2]
+    second: Labels = [(4, 2048, 0), *[(0, 0, 4)] * 2]
+    labels = [*first, (0, 0, 1), *second, (0, 0, 4)]
+    shapes, notes = found(labels, Wave(1, 512, 3), Wave(4, 512, 3))
+    assert shapes == {
+        "context 1 × 512": ((0,), (0, 0)),
+        "context 4 × 512": ((4,), (0, 0)),
+        "generation 1 × 1 @ 513": ((1, 2), (512, 513)),
+        "generation 4 × 1 @ 513": ((5, 6), (512, 513)),
+    }
+    assert notes == [AHEAD]
+    assert found([*first, *second], Wave(1, 512, 3), Wave(4, 512, 3))[1] == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (0, 0, 2),  # of another batch
+        (1, 512, 1),  # beside a prompt
+        (1, 512, 0),  # a prompt of its own
+    ],
+)
+def test_only_a_repeated_decode_step_counts_as_scheduled_ahead(
+    more: tuple[int, int | None, int],
+) -> None:
+    _, notes = found([(1, 512, 0), (0, 0, 1), more], Wave(1, 512, 2))
+    assert NOT_ADDED_UP in notes
+    assert AHEAD not in notes
 
 
 def test_without_waves_labels_give_what_they_say() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opkit.errors import EXIT_BAD_INPUT, BadInput
-from opkit.layers.op import Phase
-from opkit.layers.plan import Plan, plan_from_json, read_plan
+from opkit.layers.op import GemmCase, LaunchMode, MoeCase, Phase
+from opkit.layers.plan import INPUTS, Plan, PlannedCase, parse_routing, plan_from_json, read_plan
 
 
 def one_case(**changes: Any) -> list[dict[str, Any]]:
@@ -73,7 +74,20 @@ def test_pause_is_per_phase_in_seconds(dsa_plan: Plan) -> None:
         (changed(context_pause_ms=-1), "context_pause_ms"),
         (changed(generation_pause_ms="long"), "generation_pause_ms"),
         (changed(strict="yes"), "strict"),
-        (changed(inputs="zeros"), "inputs"),
+        (changed(inputs="ones"), "inputs must be one of tokens, normal, captured, zeros, rows"),
+        (changed(inputs="captured"), "captured inputs need the folder"),
+        (changed(captured="folder"), "captured inputs need the folder"),
+        (changed(inputs="captured", captured=3), "must be text"),
+        (changed(layer=-1), "layer must be a whole number of at least 0"),
+        (changed(layer=True), "layer"),
+        (changed(layer="3"), "layer"),
+        (
+            changed(cases=[{"m": 0, "n": 1, "k": 1, "dtype": "bfloat16", "mode": "graph"}]),
+            "at least 1",
+        ),
+        (changed(cases=[{"m": 1, "n": 1, "dtype": "bfloat16", "mode": "graph"}]), "not a readable"),
+        (changed(cases=[{"tokens": 0, "routing": "balanced", "mode": "graph"}]), "at least 1"),
+        (changed(cases=[{"tokens": 8, "routing": "even", "mode": "graph"}]), "not 'even'"),
         (changed(engine_args=[8192]), "must be text"),
         (changed(model=None), "must be text"),
     ],
@@ -89,3 +103,43 @@ def test_nonsense_is_one_sentence(text: str, says: str) -> None:
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"cannot be read"):
         read_plan(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_every_recipe_of_inputs_comes_back(dsa_plan: Plan, tmp_path: Path, inputs: str) -> None:
+    folder = "there" if inputs == "captured" else ""
+    given = replace(dsa_plan, inputs=inputs, captured=folder, layer=3)
+    given.write(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == given
+
+
+def test_cases_of_products_and_experts_come_back(dsa_plan: Plan, tmp_path: Path) -> None:
+    cases = (
+        PlannedCase(GemmCase(4, 5, 6, "float8_e4m3fn"), LaunchMode.EAGER),
+        PlannedCase(MoeCase(7, "power_law_1.2"), LaunchMode.GRAPH),
+        *dsa_plan.cases,
+    )
+    given = replace(dsa_plan, cases=cases)
+    given.write(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == given
+
+
+@pytest.mark.parametrize(
+    ("text", "exponent"),
+    [("balanced", 0.0), ("power_law_1", 1.0), ("power_law_1.2", 1.2), ("power_law_0.01", 0.01)],
+)
+def test_routing_is_read(text: str, exponent: float) -> None:
+    assert parse_routing(text) == exponent
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "even", "power_law", "power_law_", "power_law_0", "power_law_0.0", "power_law_-1",
+     "power_law_1.", "power_law_1.2 ", "power_law_1e3", "Balanced", 1.2, None],
+)  # fmt: skip
+def test_no_routing(text: Any) -> None:
+    with pytest.raises(
+        BadInput, match=r"sweep\.toml: routing is balanced or power_law_A"
+    ) as caught:
+        parse_routing(text, "sweep.toml")
+    assert repr(text) in str(caught.value)

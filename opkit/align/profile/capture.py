@@ -10,7 +10,7 @@ from opkit.align.profile.command_line import ServerCommand, model_folder
 from opkit.align.profile.e2e import E2EPlan, client_of
 from opkit.align.profile.perform import perform
 from opkit.align.profile.plan import Command, End, Post, ProfilePlan, Purpose, Ready, Send, Start
-from opkit.align.profile.process import Progress
+from opkit.align.profile.process import Grace, Progress
 from opkit.align.profile.target import with_opkit
 from opkit.errors import BadInput, RunFailed
 from opkit.layers.captured import read_info
@@ -18,6 +18,8 @@ from opkit.layers.op import Op
 from opkit.layers.provenance import file_digest
 
 _EXTENSION = "opkit.layers.backends.vllm.capture.CaptureExtension"
+# Hooks run in eager steps only; a prompt whose beginning is cached would not be computed whole.
+_FLAGS = ("--worker-extension-cls", _EXTENSION, "--enforce-eager", "--no-enable-prefix-caching")
 _WRITE_LIMIT_S = 600.0
 
 
@@ -25,7 +27,7 @@ def plan_capture(e2e: E2EPlan, op: Op, layer: int, folder: Path) -> ProfilePlan:
     """The steps of a capturing run, for the same command and waves.
 
     Raises:
-        BadInput: only vLLM's server can be asked to store inputs.
+        BadInput: only vLLM's server can be asked to store inputs, by flags of its own.
     """
     server, engine = e2e.server, e2e.server.engine
     if engine is None or engine.name != "vllm":
@@ -34,7 +36,12 @@ def plan_capture(e2e: E2EPlan, op: Op, layer: int, folder: Path) -> ProfilePlan:
             f"inputs are captured by a worker extension of vLLM, and {name} has none",
             "docs/models.md tells what each backend can capture",
         )
-    argv = (*server.argv, "--worker-extension-cls", _EXTENSION, "--enforce-eager")
+    if not server.recognised:
+        raise BadInput(
+            "the command hides vLLM's flags, so its server cannot be made to store inputs",
+            "give the command itself, as in --e2e-cmd 'vllm serve …'",
+        )
+    argv = (*server.argv, *_FLAGS)
     # The server's interpreter must find opkit; with the dev mode on, it can be asked to call it.
     env = with_opkit({**server.env, **e2e.request.env})
     env |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
@@ -57,7 +64,14 @@ def plan_capture(e2e: E2EPlan, op: Op, layer: int, folder: Path) -> ProfilePlan:
     )
 
 
-def run_capture(e2e: E2EPlan, op: Op, layer: int, folder: Path, progress: Progress) -> None:
+def run_capture(
+    e2e: E2EPlan,
+    op: Op,
+    layer: int,
+    folder: Path,
+    progress: Progress,
+    grace: Grace | None = None,
+) -> None:
     """Run the engine once and leave the inputs of ``op`` in ``folder``.
 
     Raises:
@@ -65,8 +79,10 @@ def run_capture(e2e: E2EPlan, op: Op, layer: int, folder: Path, progress: Progre
             stored nothing.
     """
     plan = plan_capture(e2e, op, layer, folder)
-    perform(plan, progress, client_of(e2e), e2e.request.seed)
-    if not read_info(folder).lengths:
+    told = folder / "capture.json"
+    told.unlink(missing_ok=True)
+    perform(plan, progress, client_of(e2e), e2e.request.seed, grace)
+    if not told.is_file() or not read_info(folder).lengths:
         raise RunFailed(f"no inputs of {op.name} were stored", f"the server's log: {plan.log}")
 
 

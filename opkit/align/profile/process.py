@@ -178,7 +178,8 @@ class Launch:
 
     def program(self) -> list[Process]:
         """The living processes that are not the profiler's own."""
-        root = self._popen.pid if self._popen is not None else -1
+        # With a session the launched command is nsys or what starts it, else the program itself.
+        root = self._popen.pid if self._popen is not None and self._sessions else -1
         return [p for p in self.members() if not p.profiler and p.pid != root]
 
     def ended(self) -> int | None:

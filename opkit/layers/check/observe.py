@@ -21,7 +21,6 @@ from opkit.layers.check.pairs import alike
 from opkit.layers.check.tensors import (
     Blocks,
     difference,
-    dtype_of,
     fact,
     is_tensor,
     same_bits,
@@ -30,6 +29,7 @@ from opkit.layers.graphs import CaptureFailed
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import CacheView, Forward, Mock, Probe
 from opkit.layers.op import Case
+from opkit.layers.operands import dtype_name
 
 # The same tokens in two cases: the last of the first case are the first of the second.
 PAIRS = (
@@ -153,7 +153,7 @@ class Observer:
             read = difference(output, changed) if output is not None else None
             blocks.restore()
         shape = tuple(cache.tensor.shape)
-        dtype = dtype_of(cache.tensor)
+        dtype = dtype_name(cache.tensor.dtype)
         return CacheFact(cache.name, shape, dtype, len(new), outside, written, len(past), read)
 
     def _keep(self, asked: Asked, probe: Probe, inputs: dict[str, Any], output: Any) -> None:
@@ -197,7 +197,7 @@ def _differ(first: Any, second: Any) -> bool:
         return False
     if not (first.is_floating_point() and second.is_floating_point()):
         return True
-    return not alike(difference(first, second), dtype_of(first))
+    return not alike(difference(first, second), dtype_name(first.dtype))
 
 
 def inspect(mock: Mock, seen: Seen, told: Told, before: Callable[[str], object]) -> None:

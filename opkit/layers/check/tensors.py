@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from opkit.layers.check.facts import Difference, TensorFact
-from opkit.layers.operands import sample
+from opkit.layers.operands import dtype_name, sample
 
 # An integer type of the same size: compares bits, fills any type with zeros, needs no contiguity.
 _BITS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
@@ -34,15 +34,10 @@ def same_bits(first: Any, second: Any) -> bool:
     return bool((bits(first) == bits(second)).all())
 
 
-def dtype_of(tensor: Any) -> str:
-    """As torch writes it, without ``torch.``."""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def fact(name: str, tensor: Any, changed: bool = False) -> TensorFact:
     """Describe one tensor."""
     torch = importlib.import_module("torch")
-    shape, dtype = tuple(tensor.shape), dtype_of(tensor)
+    shape, dtype = tuple(tensor.shape), dtype_name(tensor.dtype)
     packed = not shape or shape[-1] == 1 or tensor.stride(-1) == 1
     if not tensor.is_floating_point():
         return TensorFact(name, shape, dtype, floating=False, packed=packed, changed=changed)

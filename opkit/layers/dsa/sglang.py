@@ -8,10 +8,11 @@ the engine's own layer's (``DeepseekV32ForCausalLM`` of one layer); everything a
 from __future__ import annotations
 
 from opkit.errors import BadInput
-from opkit.layers.backends.sglang.mock import About, Build, SglangMock, dtype_name
+from opkit.layers.backends.sglang.mock import About, Build, SglangMock
 from opkit.layers.backends.sglang.worker import LayerWorker
 from opkit.layers.dsa import DSA
 from opkit.layers.geometry import read_geometry
+from opkit.layers.operands import dtype_name
 from opkit.layers.plan import Plan
 
 _GEOMETRY = (

@@ -15,13 +15,13 @@ from opkit.layers.backends.trtllm.mock import (
     About,
     Build,
     TrtllmMock,
-    dtype_name,
     latent_sizes,
     require_attention,
 )
 from opkit.layers.backends.trtllm.worker import LayerWorker, require_gpu, sm_version
 from opkit.layers.dsa import DSA
 from opkit.layers.geometry import read_geometry
+from opkit.layers.operands import dtype_name
 from opkit.layers.plan import Plan
 
 probe.root()  # an ImportError here says that the backend is not installed

@@ -16,9 +16,10 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.models.deepseek_v2 import DeepseekV2MLAAttention
 from vllm.platforms import current_platform
 
-from opkit.layers.backends.vllm.mock import About, Build, VllmMock, dtype_name
+from opkit.layers.backends.vllm.mock import About, Build, VllmMock
 from opkit.layers.backends.vllm.models import OneLayerModel
 from opkit.layers.dsa import DSA
+from opkit.layers.operands import dtype_name
 from opkit.layers.plan import Plan
 
 _PATH = "self_attn"

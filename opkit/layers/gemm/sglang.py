@@ -14,15 +14,15 @@ from sglang.srt.model_loader.utils import set_default_torch_dtype
 from sglang.srt.model_loader.weight_utils import initialize_dummy_weights
 
 from opkit.errors import BadInput
-from opkit.layers.backends.sglang.mock import About, Build, SglangMock, dtype_name
+from opkit.layers.backends.sglang.mock import About, Build, SglangMock
 from opkit.layers.backends.sglang.worker import LayerWorker
 from opkit.layers.gemm import GEMM, LINEARS
 from opkit.layers.geometry import read_geometry
-from opkit.layers.graphs import CapturedGraph
+from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Probe
-from opkit.layers.op import GemmCase, LaunchMode
-from opkit.layers.operands import sample
+from opkit.layers.op import GemmCase
+from opkit.layers.operands import dtype_name, sample
 from opkit.layers.plan import Plan, PlannedCase
 
 
@@ -31,34 +31,22 @@ class GemmMock(SglangMock):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan, GEMM, Build(LINEARS, _about))
-        self._graph: CapturedGraph | None = None
+        self._launcher = Launcher()
         self._single: tuple[GemmCase, Any, Any] | None = None  # case, linear, activations
 
     def prepare(self, planned: PlannedCase[Any]) -> Forward:
         """See :meth:`opkit.layers.mock.Mock.prepare`."""
-        if self._graph is not None:
-            self._graph.free()
-            self._graph = None
+        self._launcher.free()
         if not isinstance(planned.case, GemmCase):
             self._single = None
             return super().prepare(planned)
         linear, activations = self._product(planned.case)
-        outputs: list[Any] = []
 
         def forward() -> Any:
             with torch.no_grad():
-                outputs[:] = [linear(activations)[0]]
-            return outputs[0]
+                return linear(activations)[0]
 
-        if planned.mode is LaunchMode.EAGER:
-            return forward
-        graph = self._graph = CapturedGraph(forward)
-
-        def replay() -> Any:
-            graph()
-            return outputs[0]
-
-        return replay
+        return self._launcher.launch(forward, planned.mode)
 
     def probe(self) -> Probe:
         """See :meth:`opkit.layers.mock.Mock.probe`."""

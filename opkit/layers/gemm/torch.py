@@ -21,10 +21,10 @@ import torch
 
 from opkit.errors import BadInput
 from opkit.layers.backends.torch.draw import Inputs, Weights
-from opkit.layers.backends.torch.launch import captured, refuse_engines, versions
+from opkit.layers.backends.torch.launch import refuse_engines, versions
 from opkit.layers.backends.torch.mock import TorchMock
 from opkit.layers.gemm import DTYPES, LINEARS
-from opkit.layers.graphs import CapturedGraph, CaptureFailed
+from opkit.layers.graphs import CaptureFailed, Launcher
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.op import AnyCase, Case, GemmCase, LaunchMode
@@ -58,7 +58,7 @@ class GemmMock:
         self.plan = plan
         self._case: GemmCase | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._graph: CapturedGraph | None = None
+        self._launcher = Launcher()
         self._weight: tuple[Any, Any, Any] = (None, None, None)  # key, values, scale
         self._activations: tuple[Any, Any, Any] = (None, None, None)
         self._rows: dict[tuple[int, str], int] = {}  # most rows of any case, by k and dtype
@@ -74,7 +74,7 @@ class GemmMock:
             BadInput: torch has no product of these element types or sizes on this device.
             CaptureFailed: a graph was asked for and cannot be had, as on a CPU.
         """
-        self._drop_graph()
+        self._launcher.free()
         case = planned.case
         self._check(case)
         if planned.mode is LaunchMode.GRAPH and self.device.type == "cpu":
@@ -101,9 +101,7 @@ class GemmMock:
                     use_fast_accum=True,
                 )
 
-        if planned.mode is LaunchMode.GRAPH:
-            self._graph, forward = captured(forward)
-        return forward
+        return self._launcher.launch(forward, planned.mode)
 
     def probe(self) -> Probe:
         """See :meth:`opkit.layers.mock.Mock.probe`; float8 operands also give bfloat16.
@@ -145,15 +143,10 @@ class GemmMock:
 
     def close(self) -> None:
         """See :meth:`opkit.layers.mock.Mock.close`."""
-        self._drop_graph()
+        self._launcher.free()
         self._weight = self._activations = (None, None, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            graph, self._graph = self._graph, None
-            graph.free()
 
     def _check(self, case: GemmCase) -> None:
         """Raise BadInput when torch cannot compute ``case`` on this device."""

@@ -18,21 +18,19 @@ from opkit.layers.backends.trtllm.mock import (
     About,
     Build,
     TrtllmMock,
-    dtype_name,
     tuner_cache,
-    versions,
 )
 from opkit.layers.backends.trtllm.probe import WRITTEN_AGAINST, Upstream
 from opkit.layers.backends.trtllm.worker import LayerWorker, require_gpu, sm_version
 from opkit.layers.gemm import DTYPES, GEMM, LINEARS
 from opkit.layers.geometry import read_geometry
-from opkit.layers.graphs import CapturedGraph
+from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import Forward, Mock, Probe
-from opkit.layers.op import GemmCase, LaunchMode
-from opkit.layers.operands import sample
+from opkit.layers.op import GemmCase
+from opkit.layers.operands import dtype_name, sample
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.provenance import base_versions, source_digests
+from opkit.layers.provenance import base_versions, gpu_versions, source_digests
 
 probe.root()  # an ImportError here says that the backend is not installed
 
@@ -46,30 +44,20 @@ class ProductMock:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.upstream, self.torch = plan, Upstream(), require_gpu()
-        self._graph: CapturedGraph | None = None
+        self._launcher = Launcher()
         self._made: tuple[GemmCase, Any, Any] | None = None  # case, module, activations
 
     def prepare(self, planned: PlannedCase[GemmCase]) -> Forward:
         """See :meth:`opkit.layers.mock.Mock.prepare`."""
-        self._drop_graph()
+        self._launcher.free()
         module, activations = self._make(planned.case)
-        outputs: list[Any] = [None]
 
         def forward() -> Any:
             with self.torch.inference_mode():
-                outputs[0] = module(activations)
-            return outputs[0]
+                return module(activations)
 
         self._tune(forward)
-        if planned.mode is LaunchMode.EAGER:
-            return forward
-        graph = self._graph = CapturedGraph(forward)
-
-        def replayed() -> Any:
-            graph()
-            return outputs[0]
-
-        return replayed
+        return self._launcher.launch(forward, planned.mode)
 
     def probe(self) -> Probe:
         """See :meth:`opkit.layers.mock.Mock.probe`."""
@@ -91,7 +79,11 @@ class ProductMock:
             backend=self.plan.backend,
             command=tuple(sys.argv),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={**base_versions(), **versions(self.upstream)},
+            versions={
+                **base_versions(),
+                "tensorrt_llm": self.upstream.version,
+                **gpu_versions(self.torch),
+            },
             dtypes={"weights": dtypes, "activations": "bfloat16", "output": "bfloat16"},
             tp_size=self.plan.tp_size,
             engine_args=self.plan.engine_args,
@@ -111,7 +103,7 @@ class ProductMock:
 
     def close(self) -> None:
         """See :meth:`opkit.layers.mock.Mock.close`."""
-        self._drop_graph()
+        self._launcher.free()
         self._made = None
         self.torch.cuda.empty_cache()
 
@@ -165,11 +157,6 @@ class ProductMock:
         with tune():
             forward()
             self.torch.cuda.synchronize()
-
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            graph, self._graph = self._graph, None
-            graph.free()
 
 
 def _about(worker: LayerWorker, calls: Sequence[Call]) -> About:

@@ -6,10 +6,11 @@ Source: SGLang 0.5.14, ``layers/radix_attention.py`` and ``layers/attention/``.
 from __future__ import annotations
 
 from opkit.errors import BadInput
-from opkit.layers.backends.sglang.mock import About, Build, SglangMock, dtype_name
+from opkit.layers.backends.sglang.mock import About, Build, SglangMock
 from opkit.layers.backends.sglang.worker import LayerWorker
 from opkit.layers.geometry import read_geometry
 from opkit.layers.gqa import GQA
+from opkit.layers.operands import dtype_name
 from opkit.layers.plan import Plan
 
 _PATH = "self_attn.attn"

@@ -19,12 +19,12 @@ from opkit.layers.backends.trtllm.mock import (
     About,
     Build,
     TrtllmMock,
-    dtype_name,
     require_attention,
 )
 from opkit.layers.backends.trtllm.worker import LayerWorker
 from opkit.layers.geometry import read_geometry
 from opkit.layers.gqa import GQA
+from opkit.layers.operands import dtype_name
 from opkit.layers.plan import Plan
 
 probe.root()  # an ImportError here says that the backend is not installed

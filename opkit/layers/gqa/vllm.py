@@ -10,9 +10,10 @@ from typing import Any
 
 from opkit.errors import BadInput
 from opkit.layers.backends.vllm.config import model_json
-from opkit.layers.backends.vllm.mock import About, Build, VllmMock, dtype_name
+from opkit.layers.backends.vllm.mock import About, Build, VllmMock
 from opkit.layers.backends.vllm.models import OneLayerModel
 from opkit.layers.gqa import GQA
+from opkit.layers.operands import dtype_name
 from opkit.layers.plan import Plan
 
 _PATH = "self_attn.attn"

@@ -12,18 +12,18 @@ import torch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from opkit.errors import BadInput
-from opkit.layers.backends.sglang.mock import About, Build, SglangMock, dtype_name
+from opkit.layers.backends.sglang.mock import About, Build, SglangMock
 from opkit.layers.backends.sglang.models import Call
 from opkit.layers.backends.sglang.worker import LayerWorker
 from opkit.layers.geometry import Geometry, read_geometry
-from opkit.layers.graphs import CapturedGraph
+from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.model_config import read_config
 from opkit.layers.moe import MOE
 from opkit.layers.moe.routing import assign, steer
 from opkit.layers.op import LaunchMode, MoeCase
-from opkit.layers.operands import sample
+from opkit.layers.operands import dtype_name, sample
 from opkit.layers.plan import Plan, PlannedCase, parse_routing
 
 _BLOCKS = {"MixtralForCausalLM": "block_sparse_moe"}  # all others call it mlp
@@ -36,14 +36,12 @@ class MoeMock(SglangMock):
     def __init__(self, plan: Plan, geometry: Geometry, build: Build) -> None:
         super().__init__(plan, MOE, build)
         self._geometry = geometry
-        self._graph: CapturedGraph | None = None
+        self._launcher = Launcher()
         self._driven: tuple[MoeCase, Call] | None = None
 
     def prepare(self, planned: PlannedCase[Any]) -> Forward:
         """See :meth:`opkit.layers.mock.Mock.prepare`."""
-        if self._graph is not None:
-            self._graph.free()
-            self._graph = None
+        self._launcher.free()
         self._driven = None
         if not isinstance(planned.case, MoeCase):
             return super().prepare(planned)
@@ -51,22 +49,12 @@ class MoeMock(SglangMock):
         call = self._steered(planned.case, path)
         self._driven = planned.case, call
         context = ForwardContext(attn_backend=self.worker.runner.attn_backend)
-        outputs: list[Any] = []
 
         def forward() -> Any:
             with torch.no_grad(), forward_context(context):
-                outputs[:] = [experts(*call.args)]
-            return outputs[0]
+                return experts(*call.args)
 
-        if planned.mode is LaunchMode.EAGER:
-            return forward
-        graph = self._graph = CapturedGraph(forward)
-
-        def replay() -> Any:
-            graph()
-            return outputs[0]
-
-        return replay
+        return self._launcher.launch(forward, planned.mode)
 
     def probe(self) -> Probe:
         """See :meth:`opkit.layers.mock.Mock.probe`."""

@@ -16,12 +16,13 @@ from typing import Any
 from opkit.errors import BadInput
 from opkit.layers.backends.trtllm import probe
 from opkit.layers.backends.trtllm.layer import Call, Seam, module_of, seams_of
-from opkit.layers.backends.trtllm.mock import About, Build, TrtllmMock, dtype_name
+from opkit.layers.backends.trtllm.mock import About, Build, TrtllmMock
 from opkit.layers.backends.trtllm.worker import LayerWorker
 from opkit.layers.geometry import Experts, read_geometry
 from opkit.layers.moe import MOE
 from opkit.layers.moe.routing import assign, steer
 from opkit.layers.op import MoeCase
+from opkit.layers.operands import dtype_name
 from opkit.layers.plan import Plan, parse_routing
 
 probe.root()  # an ImportError here says that the backend is not installed

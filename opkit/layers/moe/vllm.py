@@ -13,16 +13,16 @@ from vllm.forward_context import set_forward_context
 
 from opkit.errors import BadInput
 from opkit.layers.backends.vllm.config import model_json
-from opkit.layers.backends.vllm.mock import About, Build, VllmMock, dtype_name
+from opkit.layers.backends.vllm.mock import About, Build, VllmMock
 from opkit.layers.backends.vllm.models import OneLayerModel
 from opkit.layers.geometry import Geometry, read_geometry
-from opkit.layers.graphs import CapturedGraph
+from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.moe import MOE
 from opkit.layers.moe.routing import assign, steer
 from opkit.layers.op import LaunchMode, MoeCase
-from opkit.layers.operands import sample
+from opkit.layers.operands import dtype_name, sample
 from opkit.layers.plan import Plan, PlannedCase, parse_routing
 
 _BLOCKS = {"MixtralForCausalLM": "block_sparse_moe"}  # all others call it mlp
@@ -34,14 +34,12 @@ class MoeMock(VllmMock):
     def __init__(self, plan: Plan, geometry: Geometry, build: Build) -> None:
         super().__init__(plan, MOE, build)
         self._geometry = geometry
-        self._graph: CapturedGraph | None = None
+        self._launcher = Launcher()
         self._driven: tuple[MoeCase, dict[str, Any]] | None = None
 
     def prepare(self, planned: PlannedCase[Any]) -> Forward:
         """See :meth:`opkit.layers.mock.Mock.prepare`."""
-        if self._graph is not None:
-            self._graph.free()
-            self._graph = None
+        self._launcher.free()
         self._driven = None
         if not isinstance(planned.case, MoeCase):
             return super().prepare(planned)
@@ -49,25 +47,15 @@ class MoeMock(VllmMock):
         ((path, experts),) = self.model.ops().items()
         inputs = self._steered(case, experts)
         self._driven = case, {f"{path}/{name}": value for name, value in inputs.items()}
-        outputs: list[Any] = []
 
         def forward() -> Any:
             with (
                 torch.inference_mode(),
                 set_forward_context(None, self.worker.config, num_tokens=case.tokens),
             ):
-                outputs[:] = [experts(**inputs)]
-            return outputs[0]
+                return experts(**inputs)
 
-        if planned.mode is LaunchMode.EAGER:
-            return forward
-        graph = self._graph = CapturedGraph(forward)
-
-        def replay() -> Any:
-            graph()
-            return outputs[0]
-
-        return replay
+        return self._launcher.launch(forward, planned.mode)
 
     def probe(self) -> Probe:
         """See :meth:`opkit.layers.mock.Mock.probe`."""

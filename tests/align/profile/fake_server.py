@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 try:
     import nvtx
@@ -21,6 +22,7 @@ except ImportError:
 
 HOW = os.environ.get("FAKE_SERVER", "").split(",")
 HEALTHY_AT = time.monotonic() + 0.3
+capture = None  # what opkit_capture_start was told
 labelled = False  # as vLLM: steps are labelled once /start_profile was asked for
 
 
@@ -37,13 +39,16 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {})
 
     def do_POST(self):
-        global labelled
+        global capture, labelled
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with open(os.environ["FAKE_REQUESTS"], "a") as log:
             log.write(json.dumps({"path": self.path, **body}) + "\n")
         if self.path == "/start_profile":
             labelled = "nolabels" not in HOW
             self.answer(200 if labelled else 404, {})
+            return
+        if self.path == "/collective_rpc":
+            self.answer(self.rpc(body), {"results": [{}]})
             return
         if "slow" in HOW:
             time.sleep(60)
@@ -57,6 +62,24 @@ class Handler(BaseHTTPRequestHandler):
         tokens = len(prompts) * body["max_tokens"] - ("short" in HOW)
         self.answer(200, {"usage": {"completion_tokens": tokens}})
 
+    def rpc(self, body):
+        """As opkit's worker extension, which stores what the requests in between were given."""
+        global capture
+        if "norpc" in HOW or os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
+            return 404
+        if body["method"] == "opkit_capture_start":
+            capture = json.loads(*body["args"])
+            return 500 if "nomodule" in HOW else 200
+        if "forgets" in HOW:
+            return 200
+        folder = Path(capture["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        told = {name: capture[name] for name in ("op", "backend", "layer", "seed")}
+        lengths = {} if "nothing" in HOW else {"8-0": 9}
+        made = {"schema": "opkit.capture/1", **told, "lengths": lengths}
+        (folder / "capture.json").write_text(json.dumps(made))
+        return 200
+
     def answer(self, code, body):
         data = json.dumps(body).encode()
         self.send_response(code)
@@ -69,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 print("engine starting", flush=True)
+if "FAKE_ENVIRONMENT" in os.environ:
+    Path(os.environ["FAKE_ENVIRONMENT"]).write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
 if "die" in HOW:
     sys.exit("RuntimeError: CUDA out of memory")
 if "stubborn" in HOW:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import sglang
@@ -15,35 +12,23 @@ import torch
 
 from opkit.errors import BadInput
 from opkit.layers import prompts
+from opkit.layers.backends import shared
 from opkit.layers.backends.sglang import config as configuration
 from opkit.layers.backends.sglang import engine, models, worker
 from opkit.layers.backends.sglang.worker import LayerWorker, pool_buffers
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import Forward, Probe
-from opkit.layers.model_config import read_config
 from opkit.layers.op import LaunchMode, Op
-from opkit.layers.operands import sample, watch
+from opkit.layers.operands import dtype_name, sample, watch
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.provenance import base_versions, file_digest, source_digests
+from opkit.layers.provenance import (
+    gpu_versions,
+    mock_manifest,
+    module_digests,
+    source_digests,
+)
+from opkit.layers.recipes import recipe_of
 
-_CACHE_RECIPES = {
-    "prefilled": "the same prompts prefilled through the engine's layer, one request a step, at "
-    "most {limit:,} tokens a step",
-    "pooled": "one long prompt prefilled through the engine's layer, its entries repeated over the "
-    "pool",
-}
-_LIMIT_RECIPES = {
-    "server": "the server's own",
-    "cases": "lengths, requests and tokens a step raised to what the cases need; a graph for each "
-    "batch",
-}
-_INPUT_RECIPES = {
-    "tokens": "prompt_tokens(seed={seed}, request 0 to batch-1), through the engine's own modules "
-    "before the op, of layer {layer}",
-    "normal": "normal(0, 1) in every floating-point argument",
-    "zeros": "zeros in every floating-point argument: degenerate on purpose",
-    "rows": "the first row of each argument in all its rows: degenerate on purpose",
-}
 _DUMMY = "SGLang's dummy weights: uniform in ±1e-3, seed 1234 for every parameter"
 
 
@@ -146,27 +131,24 @@ class SglangMock:
 
     def describe(self) -> Manifest:
         """Versions, shapes, dtypes, sources and the recipe of inputs."""
-        stored, origin = read_config(self.plan.model)
         about = self.build.about(self.worker)
-        return Manifest(
-            side="mock",
-            op=self.plan.op,
-            backend=self.plan.backend,
-            command=tuple(sys.argv),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={**base_versions(), **versions()},
+        return mock_manifest(
+            self.plan,
+            versions={"sglang": sglang.__version__, **gpu_versions(torch)},
             model={
                 "architecture": self.shape.architectures[0],
                 "hidden_size": self.shape.hidden_size,
                 **about.model,
-                "num_hidden_layers": stored["num_hidden_layers"],
-                "config_sha256": file_digest(Path(origin)),
             },
             dtypes={"activations": dtype_name(self.worker.runner.dtype), **about.dtypes},
-            tp_size=self.plan.tp_size,
-            engine_args=self.plan.engine_args,
-            layer_source=self._sources(),
-            recipe=self._recipe(),
+            sources=self._sources(),
+            recipe=recipe_of(
+                self.plan,
+                "" if self.worker.checkpoint else _DUMMY,
+                self.layer,
+                self.worker.args.chunked_prefill_size,
+                cached=bool(self.build.caches),
+            ),
             notes=(*about.notes, *self._notes()),
         )
 
@@ -191,37 +173,15 @@ class SglangMock:
             made += [getattr(part, "quant_method", None), getattr(part, "moe_runner", None)]
         # Forward methods are mixed in from files of their own.
         classes = {known for part in made for known in type(part).__mro__}
-        files = {
-            Path(str(part.__file__)) for part in (configuration, engine, models, worker, prompts)
-        }
-        own = {f"opkit/{_below(path)}": file_digest(path) for path in files}
-        attention = {  # functions, not classes
-            f"sglang/{_below(Path(str(module.__file__)), 'sglang')}": file_digest(
-                Path(str(module.__file__))
-            )
+        functions = [
+            module
             for name, module in sorted(sys.modules.items())
             if self.build.functions
             and name.startswith(self.build.functions)
             and getattr(module, "__file__", None)
-        }
-        found = source_digests(classes, ("sglang", "opkit")) | attention | own
-        return dict(sorted(found.items()))
-
-    def _recipe(self) -> dict[str, str]:
-        """How weights, activations and caches came to their values."""
-        stored = f"the server's checkpoint, layer {self.layer}"
-        recipe = {
-            "weights": stored if self.worker.checkpoint else _DUMMY,
-            "activations": _INPUT_RECIPES[self.plan.inputs].format(
-                seed=self.plan.seed, layer=self.layer
-            ),
-            "limits": _LIMIT_RECIPES[self.plan.limits],
-        }
-        if self.build.caches:
-            limit = self.worker.args.chunked_prefill_size
-            recipe["kv_cache"] = _CACHE_RECIPES[self.plan.caches].format(limit=limit)
-            recipe["kv_cache_blocks"] = "consecutive pages of a fresh pool, request after request"
-        return recipe
+        ]
+        own = (configuration, engine, models, shared, worker, prompts)
+        return source_digests(classes, ("sglang", "opkit")) | module_digests((*own, *functions))
 
     def _notes(self) -> tuple[str, ...]:
         """In what this mock knowingly differs from the server."""
@@ -244,33 +204,6 @@ class SglangMock:
         return tuple(notes)
 
 
-def versions() -> dict[str, str]:
-    """Versions of the framework, CUDA and the driver, and the GPU's name."""
-    found = {"sglang": sglang.__version__, "torch": torch.__version__}
-    if not torch.cuda.is_available():
-        return found
-    nvml = importlib.import_module("pynvml")
-    nvml.nvmlInit()
-    driver = nvml.nvmlSystemGetDriverVersion()
-    return {
-        **found,
-        "cuda": str(torch.version.cuda),
-        "driver": driver.decode() if isinstance(driver, bytes) else driver,
-        "gpu": torch.cuda.get_device_name(0),
-    }
-
-
-def dtype_name(dtype: Any) -> str:
-    """As torch writes it, without the ``torch.`` prefix."""
-    return str(dtype).removeprefix("torch.")
-
-
 def _linear(module: Any) -> bool:
     """Whether the module is a single product."""
     return not list(module.children()) and getattr(module, "weight", None) is not None
-
-
-def _below(path: Path, package: str = "opkit") -> str:
-    """A package's file as ``layers/prompts.py``."""
-    parts = path.parts
-    return "/".join(parts[len(parts) - 1 - parts[::-1].index(package) + 1 :])

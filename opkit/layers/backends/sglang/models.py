@@ -11,7 +11,6 @@ layers are, ``layers/communicator.py`` for what a layer leaves for its attention
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +24,8 @@ from sglang.srt.utils import BumpAllocator
 from torch.utils import _pytree as tree
 
 from opkit.errors import BadInput
+from opkit.layers.backends.shared import draw, has_module, of_layer
 from opkit.layers.captured import input_name
-
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class OneLayer:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         layer = self.layer
-        missing = [path for path in self.paths if not _has(layer, path)]
+        missing = [path for path in self.paths if not has_module(layer, path)]
         if missing:
             raise BadInput(f"{type(layer).__name__} of SGLang has no {', '.join(missing)}")
         self.last: Step | None = None
@@ -103,7 +101,7 @@ class OneLayer:
 
     def load_weights(self, weights: Iterable[tuple[str, Any]], *args: Any, **kwargs: Any) -> Any:
         """The checkpoint's weights of one layer and of all that is outside the layers."""
-        found = _of_layer(weights, self.engine_layer)
+        found = of_layer(weights, self.engine_layer)
         return super().load_weights(found, *args, **kwargs)  # type: ignore[misc]
 
     def forward(self, input_ids: Any, positions: Any, forward_batch: Any, **_: Any) -> Any:
@@ -178,24 +176,6 @@ def overwrite(targets: Sequence[Call], sources: Sequence[Call]) -> None:
                 old.copy_(new)
 
 
-def draw(recipe: str, value: Any, seed: int) -> None:
-    """Overwrite a floating-point argument by a recipe of :data:`opkit.layers.plan.INPUTS`.
-
-    normal: N(0, 1), by a generator of its own. zeros: zeros. rows: every row equal to the first.
-    """
-    if recipe in ("tokens", "captured") or not value.is_floating_point():
-        return
-    if recipe == "normal":
-        stream = torch.Generator(value.device).manual_seed(seed)
-        value.copy_(
-            torch.randn(value.shape, generator=stream, device=value.device, dtype=value.dtype)
-        )
-    elif recipe == "zeros":
-        value.zero_()
-    else:
-        value.copy_(value[:1].expand_as(value).clone())
-
-
 @contextmanager
 def _watched(modules: Mapping[str, Any], calls: list[Call]) -> Iterator[None]:
     """Append every call of the modules, with copies of its tensors, just before it is made."""
@@ -225,23 +205,5 @@ def _copy(value: Any) -> Any:
     return copied.copy_(value)
 
 
-def _of_layer(weights: Iterable[tuple[str, Any]], layer: int) -> Iterator[tuple[str, Any]]:
-    """The weights of ``layer``, renamed to layer 0, and those that belong to no layer."""
-    for name, tensor in weights:
-        found = _LAYER.match(name)
-        if found is None:
-            yield name, tensor
-        elif int(found[1]) == layer:
-            yield _LAYER.sub("model.layers.0.", name), tensor
-
-
 def _leaves(call: Call) -> list[Any]:
     return list(tree.tree_leaves((call.args, call.kwargs)))
-
-
-def _has(layer: Any, path: str) -> bool:
-    try:
-        layer.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

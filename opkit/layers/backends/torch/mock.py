@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from opkit.errors import BadInput
 from opkit.layers.backends.torch.draw import Inputs, Weights
-from opkit.layers.backends.torch.launch import (
-    captured,
-    dtype_name,
-    refuse_engines,
-    versions,
-)
+from opkit.layers.backends.torch.launch import refuse_engines, versions
 from opkit.layers.backends.torch.step import Step, make_step
 from opkit.layers.geometry import geometry_of
-from opkit.layers.graphs import CapturedGraph, CaptureFailed
+from opkit.layers.graphs import CaptureFailed, Launcher
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import CacheView, Forward, Probe
 from opkit.layers.model_config import read_config
 from opkit.layers.op import AnyCase, Case, LaunchMode, MoeCase
-from opkit.layers.operands import sample, watch
+from opkit.layers.operands import dtype_name, sample, watch
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.provenance import base_versions, file_digest, source_digests
+from opkit.layers.provenance import mock_manifest, source_digests
 
 _PREFILL_ROWS = {"cuda": 8192, "cpu": 1024}  # tokens written into the caches at once
 # Share of the memory that weights and caches may fill: the rest is for activations, and a host's is
@@ -74,7 +66,7 @@ class TorchMock:
         self.dtype = getattr(torch, dtype or self.geometry.dtype)
         self.wide = torch.promote_types(self.dtype, torch.float32)  # of angles and scores
         self.weights = Weights(plan.seed, self.device, self.dtype)
-        self._graph: CapturedGraph | None = None
+        self._launcher = Launcher()
         self._case: AnyCase | None = None
         self._step: Step | None = None
         self.inputs: dict[str, Any] = {}
@@ -160,7 +152,7 @@ class TorchMock:
             BadInput: the case is none of this op's.
             CaptureFailed: a graph was asked for and cannot be had, as on a CPU.
         """
-        self._drop_graph()
+        self._launcher.free()
         self.check(planned.case)
         if planned.mode is LaunchMode.GRAPH:
             obstacle = "a CPU has no CUDA graphs" if self.device.type == "cpu" else ""
@@ -170,10 +162,7 @@ class TorchMock:
         with torch.no_grad():
             self.load(planned.case)
         self._case = planned.case
-        if planned.mode is LaunchMode.EAGER:
-            return self._forward
-        self._graph, replay = captured(self._forward)
-        return replay
+        return self._launcher.launch(self._forward, planned.mode)
 
     def load(self, case: AnyCase) -> None:
         """Make inputs and caches of ``case`` ready."""
@@ -221,29 +210,19 @@ class TorchMock:
         """See :meth:`opkit.layers.mock.Mock.describe`."""
         name = dtype_name(self.dtype)
         caches = {shape.name: name for shape in self.caches()} or {"kv_cache": "none"}
-        return Manifest(
-            side="mock",
-            op=self.plan.op,
-            backend=self.plan.backend,
-            command=tuple(sys.argv),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={**base_versions(), **versions(self.device)},
-            model={
-                "architecture": self.geometry.architecture,
-                **self.model(),
-                "num_hidden_layers": self.stored.layers,
-                "config_sha256": file_digest(Path(self.origin)),
-            },
+        return mock_manifest(
+            self.plan,
+            versions=versions(self.device),
+            model={"architecture": self.geometry.architecture, **self.model()},
             dtypes={"weights": name, "activations": name, **caches},
-            tp_size=self.plan.tp_size,
-            layer_source=self._sources(),
+            sources=self._sources(),
             recipe=self._recipe(),
             notes=self._notes(),
         )
 
     def close(self) -> None:
         """See :meth:`opkit.layers.mock.Mock.close`."""
-        self._drop_graph()
+        self._launcher.free()
         self.module = self._step = self._case = None
         self.inputs, self._caches = {}, {}
         if self.device.type == "cuda":
@@ -255,11 +234,6 @@ class TorchMock:
         # Not inference mode: its tensors could not be changed by who checks the mock.
         with torch.no_grad():
             return self.launch()
-
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            graph, self._graph = self._graph, None
-            graph.free()
 
     def _drawn(self, width: int, name: str = "hidden_states") -> Inputs:
         vocab = self.geometry.vocab_size

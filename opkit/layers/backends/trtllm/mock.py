@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,18 @@ from opkit.layers.backends.trtllm.layer import Call, Seam, redraw, replay
 from opkit.layers.backends.trtllm.probe import WRITTEN_AGAINST, Upstream
 from opkit.layers.backends.trtllm.worker import TUNER_CACHE, LayerWorker
 from opkit.layers.captured import Captured
-from opkit.layers.graphs import CapturedGraph
+from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import CacheView, Forward, Probe
-from opkit.layers.model_config import read_config
 from opkit.layers.op import Case, LaunchMode, Op
-from opkit.layers.operands import sample, watch
+from opkit.layers.operands import dtype_name, sample, watch
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.provenance import base_versions, file_digest, source_digests
+from opkit.layers.provenance import (
+    gpu_versions,
+    mock_manifest,
+    module_digests,
+    source_digests,
+)
 
 DUMMY_WEIGHTS = (
     "TensorRT-LLM's dummy weights (load_format dummy): uniform in ±1e-3, FP8 in ±3; a generator of "
@@ -100,12 +101,12 @@ class TrtllmMock:
             self.worker.close()
             raise
         self._replayed: tuple[str, ...] = ()
-        self._graph: CapturedGraph | None = None
+        self._launcher = Launcher()
         self._prepared: tuple[Any, list[Call]] | None = None
 
     def prepare(self, planned: PlannedCase[Any]) -> Forward:
         """See :meth:`opkit.layers.mock.Mock.prepare`."""
-        self._drop_graph()
+        self._launcher.free()
         case, graph = planned.case, planned.mode is LaunchMode.GRAPH
         if graph:
             self.worker.check_graph(case)
@@ -166,67 +167,45 @@ class TrtllmMock:
 
     def describe(self) -> Manifest:
         """Versions, shapes, dtypes, sources and the recipe of inputs."""
-        stored, origin = read_config(self.plan.model)
         calls = self._prepared[1] if self._prepared else ()
         about = self.build.about(self.worker, calls)
         quantised = self.worker.cache.quantised().lower()
         activations = dtype_name(self.worker.model.model_config.torch_dtype)
-        return Manifest(
-            side="mock",
-            op=self.plan.op,
-            backend=self.plan.backend,
-            command=tuple(sys.argv),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={**base_versions(), **versions(self.upstream)},
+        return mock_manifest(
+            self.plan,
+            versions={"tensorrt_llm": self.upstream.version, **gpu_versions(self.worker.torch)},
             model={
                 "architecture": self.worker.geometry.architecture,
                 "hidden_size": self.worker.geometry.hidden_size,
                 **about.model,
-                "num_hidden_layers": stored["num_hidden_layers"],
-                "config_sha256": file_digest(Path(origin)),
             },
             dtypes={
                 "activations": activations,
                 "kv_cache": (quantised or activations) if self.build.cached else "none",
                 **about.dtypes,
             },
-            tp_size=self.plan.tp_size,
-            engine_args=self.plan.engine_args,
-            layer_source=self._sources(),
+            sources=self._sources(),
             recipe=self._recipe(),
             notes=self._notes(),
         )
 
     def close(self) -> None:
         """See :meth:`opkit.layers.mock.Mock.close`."""
-        self._drop_graph()
+        self._launcher.free()
         self._prepared = None
         self.worker.close()
 
     def _launch(self, calls: Sequence[Call], mode: LaunchMode) -> Forward:
         """A function that repeats the calls, or replays a graph of them."""
-        outputs: list[Any] = [None]
 
         def forward() -> Any:
+            output = None
             with self.worker.engine_context():
                 for call in calls:
-                    outputs[0] = call.again()
-            return outputs[0]
+                    output = call.again()
+            return output
 
-        if mode is LaunchMode.EAGER:
-            return forward
-        graph = self._graph = CapturedGraph(forward)
-
-        def replayed() -> Any:
-            graph()
-            return outputs[0]
-
-        return replayed
-
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            graph, self._graph = self._graph, None
-            graph.free()
+        return self._launcher.launch(forward, mode)
 
     def _views(self, case: Any) -> tuple[CacheView, ...]:
         """The caches, with the blocks of the step's tokens and those wholly behind it."""
@@ -252,9 +231,8 @@ class TrtllmMock:
                     getattr(part, name, None) for name in ("attn", "mqa", "mha", "quant_method")
                 )
                 classes |= {type(part), *(type(item) for item in held if item is not None)}
-        files = {Path(str(part.__file__)) for part in (caches, config, layer, probe, worker)}
-        own = {f"opkit/layers/backends/trtllm/{path.name}": file_digest(path) for path in files}
-        return dict(sorted((source_digests(classes, ("tensorrt_llm", "opkit")) | own).items()))
+        own = module_digests((caches, config, layer, probe, worker))
+        return source_digests(classes, ("tensorrt_llm", "opkit")) | own
 
     def _recipe(self) -> dict[str, str]:
         """How weights, activations and caches came to their values."""
@@ -300,26 +278,6 @@ def tuner_cache() -> str:
     return (
         f"tuned in this process: {TUNER_CACHE} was not set, so tactics may differ from the server's"
     )
-
-
-def versions(upstream: Upstream) -> dict[str, str]:
-    """Versions of the framework, CUDA and the driver, and the GPU's name."""
-    torch = importlib.import_module("torch")
-    nvml = importlib.import_module("pynvml")
-    nvml.nvmlInit()
-    driver = nvml.nvmlSystemGetDriverVersion()
-    return {
-        "tensorrt_llm": upstream.version,
-        "torch": str(torch.__version__),
-        "cuda": str(torch.version.cuda),
-        "driver": driver.decode() if isinstance(driver, bytes) else driver,
-        "gpu": torch.cuda.get_device_name(0),
-    }
-
-
-def dtype_name(dtype: Any) -> str:
-    """As torch writes it, without the ``torch.`` prefix."""
-    return str(dtype).removeprefix("torch.")
 
 
 def latent_sizes(worker: LayerWorker) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from opkit.layers.geometry import local_overrides
 from opkit.layers.op import Case, LaunchMode, MoeCase
 from opkit.layers.plan import Plan
 
-
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")  # what a folder with a checkpoint holds
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,36 +11,25 @@ import vllm
 from vllm.config import CompilationMode
 
 from opkit.layers import captured, prompts
+from opkit.layers.backends import shared
 from opkit.layers.backends.vllm import config as configuration
 from opkit.layers.backends.vllm import models
-from opkit.layers.backends.vllm.config import loads_checkpoint, model_json, server_args
+from opkit.layers.backends.vllm.config import loads_checkpoint, server_args
 from opkit.layers.backends.vllm.models import OneLayerModel, inside
 from opkit.layers.backends.vllm.worker import LayerWorker
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.op import LaunchMode, Op
-from opkit.layers.operands import sample, watch
+from opkit.layers.operands import dtype_name, sample, watch
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.provenance import base_versions, file_digest, source_digests
+from opkit.layers.provenance import (
+    gpu_versions,
+    mock_manifest,
+    module_digests,
+    source_digests,
+)
+from opkit.layers.recipes import recipe_of
 
-_CACHE_RECIPES = {
-    "prefilled": "the same prompts prefilled through this module, one request a step, at most "
-    "{limit:,} tokens a step",
-    "pooled": "one long prompt prefilled through this module, its blocks repeated over the cache",
-}
-_LIMIT_RECIPES = {
-    "server": "the server's own",
-    "cases": "lengths, requests and tokens a step raised to what the cases need; a graph for each "
-    "batch",
-}
-_INPUT_RECIPES = {
-    "tokens": "prompt_tokens(seed={seed}, request 0 to batch-1), through the engine's own modules "
-    "before the op, of layer {layer}",
-    "captured": "captured from the engine's layer {layer}: {captured}",
-    "normal": "normal(0, 1) in every floating-point argument",
-    "zeros": "zeros in every floating-point argument: degenerate on purpose",
-    "rows": "the first row of each argument in all its rows: degenerate on purpose",
-}
 _DUMMY = "vLLM's dummy weights: uniform in ±1e-3, seed 1234 for every parameter"
 
 
@@ -143,30 +129,27 @@ class VllmMock:
 
     def describe(self) -> Manifest:
         """Versions, shapes, dtypes, sources and the recipe of inputs."""
-        stored = model_json(self.plan.model)
         about = self.build.about(self.model, self.shape)
-        return Manifest(
-            side="mock",
-            op=self.plan.op,
-            backend=self.plan.backend,
-            command=tuple(sys.argv),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={**base_versions(), **versions()},
+        return mock_manifest(
+            self.plan,
+            versions={"vllm": vllm.__version__, **gpu_versions(torch)},
             model={
                 "architecture": self.shape.architectures[0],
                 "hidden_size": self.shape.hidden_size,
                 **about.model,
-                "num_hidden_layers": stored["num_hidden_layers"],
-                "config_sha256": file_digest(Path(self.plan.model) / "config.json"),
             },
             dtypes={
                 "activations": dtype_name(self.worker.config.model_config.dtype),
                 **about.dtypes,
             },
-            tp_size=self.plan.tp_size,
-            engine_args=self.plan.engine_args,
-            layer_source=self._sources(),
-            recipe=self._recipe(),
+            sources=self._sources(),
+            recipe=recipe_of(
+                self.plan,
+                "" if self._checkpoint() else _DUMMY,
+                self.layer,
+                self.worker.config.scheduler_config.max_num_batched_tokens,
+                cached=self.build.cached,
+            ),
             notes=self._notes(),
         )
 
@@ -192,23 +175,8 @@ class VllmMock:
         for group in self.worker.runner._attn_group_iterator():
             classes |= {group.backend, type(group.get_metadata_builder())}
         # Not only classes make the layer: its limits and its tokens come out of functions.
-        files = {Path(str(part.__file__)) for part in (configuration, models, prompts, captured)}
-        functions = {f"opkit/{_below(path)}": file_digest(path) for path in files}
-        return dict(sorted((source_digests(classes, ("vllm", "opkit")) | functions).items()))
-
-    def _recipe(self) -> dict[str, str]:
-        """How weights, activations and caches came to their values."""
-        limit = self.worker.config.scheduler_config.max_num_batched_tokens
-        stored = f"the server's checkpoint, layer {self.layer}"
-        return {
-            "weights": stored if self._checkpoint() else _DUMMY,
-            "activations": _INPUT_RECIPES[self.plan.inputs].format(
-                seed=self.plan.seed, layer=self.layer, captured=Path(self.plan.captured).name
-            ),
-            "kv_cache": _CACHE_RECIPES[self.plan.caches].format(limit=limit),
-            "limits": _LIMIT_RECIPES[self.plan.limits],
-            "kv_cache_blocks": "consecutive blocks of a fresh pool, request after request",
-        }
+        functions = module_digests((configuration, models, shared, prompts, captured))
+        return source_digests(classes, ("vllm", "opkit")) | functions
 
     def _notes(self) -> tuple[str, ...]:
         """In what this mock knowingly differs from the server."""
@@ -230,29 +198,3 @@ class VllmMock:
             name = self.model.layer_class.__name__
             notes.append(f"module taken from the engine's own {name}")
         return tuple(notes)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the framework, CUDA and the driver, and the GPU's name."""
-    from vllm.third_party import pynvml
-
-    pynvml.nvmlInit()
-    driver = pynvml.nvmlSystemGetDriverVersion()
-    return {
-        "vllm": vllm.__version__,
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "driver": driver.decode() if isinstance(driver, bytes) else driver,
-        "gpu": torch.cuda.get_device_name(0),
-    }
-
-
-def dtype_name(dtype: Any) -> str:
-    """As torch writes it, without the ``torch.`` prefix."""
-    return str(dtype).removeprefix("torch.")
-
-
-def _below(path: Path) -> str:
-    """A file of opkit's as ``layers/prompts.py``."""
-    parts = path.parts
-    return "/".join(parts[len(parts) - 1 - parts[::-1].index("opkit") + 1 :])

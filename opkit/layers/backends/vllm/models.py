@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +21,8 @@ from vllm.forward_context import ForwardContext, get_forward_context
 from vllm.model_executor.model_loader.utils import get_model_cls
 
 from opkit.errors import BadInput
+from opkit.layers.backends.shared import draw, has_module, of_layer
 from opkit.layers.captured import Captured, Rows, input_name
-
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +77,8 @@ class OneLayerModel(torch.nn.Module):  # type: ignore[misc]  # torch is untyped 
         arguments = self.arguments(input_ids, positions)
         if self.captured is not None and self.rows:
             self._replay(arguments)
-        elif self.recipe not in ("tokens", "captured"):
-            for number, value in enumerate(arguments.values()):
-                draw(self.recipe, value, number)
+        for number, value in enumerate(arguments.values()):
+            draw(self.recipe, value, number)
         self.last = Step(get_forward_context(), arguments)
         return self.launch(**arguments)
 
@@ -130,7 +127,7 @@ class InsideLayer(OneLayerModel):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.engine = get_model_cls(vllm_config.model_config)(vllm_config=vllm_config, prefix="")
         layer = self.engine.model.layers[0]
-        missing = [path for path in self.paths if not _has(layer, path)]
+        missing = [path for path in self.paths if not has_module(layer, path)]
         if missing:
             raise BadInput(f"{type(layer).__name__} of vLLM has no {', '.join(missing)}")
         self._ops = {path: layer.get_submodule(path) for path in self.paths}
@@ -149,7 +146,7 @@ class InsideLayer(OneLayerModel):
 
     def load_weights(self, weights: Iterable[tuple[str, Any]]) -> set[str]:
         """The checkpoint's weights of one layer and of all that is outside the layers."""
-        loaded: set[str] = self.engine.load_weights(_of_layer(weights, self.engine_layer))
+        loaded: set[str] = self.engine.load_weights(of_layer(weights, self.engine_layer))
         return {f"engine.{name}" for name in loaded}
 
     def _keep(self, name: str, value: Any) -> Any:
@@ -188,39 +185,3 @@ def watched(modules: Mapping[str, Any], tell: Callable[[str, Any], None]) -> Ite
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _of_layer(weights: Iterable[tuple[str, Any]], layer: int) -> Iterator[tuple[str, Any]]:
-    """The weights of ``layer``, renamed to layer 0, and those that belong to no layer."""
-    for name, tensor in weights:
-        found = _LAYER.match(name)
-        if found is None:
-            yield name, tensor
-        elif int(found[1]) == layer:
-            yield _LAYER.sub("model.layers.0.", name), tensor
-
-
-def _has(layer: Any, path: str) -> bool:
-    try:
-        layer.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
-def draw(recipe: str, value: Any, seed: int) -> None:
-    """Overwrite a floating-point argument by a recipe of :data:`opkit.layers.plan.INPUTS`.
-
-    normal: N(0, 1), by a generator of its own. zeros: zeros. rows: every row equal to the first.
-    """
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return
-    if recipe == "normal":
-        stream = torch.Generator(value.device).manual_seed(seed)
-        value.copy_(
-            torch.randn(value.shape, generator=stream, device=value.device, dtype=value.dtype)
-        )
-    elif recipe == "zeros":
-        value.zero_()
-    else:
-        value.copy_(value[:1].expand_as(value).clone())
