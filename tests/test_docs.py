@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 from cli_runs import command
 
-from opkit import errors
+from opkit import cli, errors
 from opkit.align.policy import Policy
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,39 @@ def test_every_option_is_in_the_readme(name: str) -> None:
     options = [option for param in command(name).params for option in param.opts]
     missing = [o for o in options if o.startswith("--") and not re.search(rf"`{o}\b", README)]
     assert missing == []
+
+
+# Where a command's options are told, beside the README.
+PAGES = {
+    "check": "check.md",
+    "comm": "comm.md",
+    "install": "tables.md",
+    "model": "models.md",
+    "new": "new-op.md",
+    "trace": "trace.md",
+}
+
+
+def options_of(found: click.Command) -> Iterator[str]:
+    """The long options of a command and of those below it."""
+    if isinstance(found, click.Group):
+        for below in found.commands.values():
+            yield from options_of(below)
+    for param in found.params:
+        yield from (o for o in (*param.opts, *param.secondary_opts) if o.startswith("--"))
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_option_of_every_command_is_documented(name: str) -> None:
+    page = PAGES.get(name)
+    text = README + ((ROOT / "docs" / page).read_text("utf-8") if page else "")
+    found = set(options_of(command(name)))
+    assert {o for o in found if not re.search(rf"{o}(?![\w-])", text)} == set()
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    pages = [f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")]
+    assert [page for page in pages if f"]({page}" not in README] == []
 
 
 def test_every_exit_code_is_in_the_readme() -> None:

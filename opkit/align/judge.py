@@ -7,6 +7,7 @@ beside the mock's (``match``) → checks → phases → result.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from opkit.align.engine import (
 )
 from opkit.align.match import match_regions
 from opkit.align.policy import Policy
+from opkit.align.profile.command_line import read_command
 from opkit.align.regions import (
     CaseRegions,
     Region,
@@ -169,6 +171,7 @@ def _judge_phase(
         policy=question.policy,
         losses=tuple(dict.fromkeys(losses)),
         operands=manifest.operands if manifest else None,
+        inputs=manifest.recipe.get("inputs", "") if manifest else "",
         strict=strict if question.strict is not None else None,
     )
     checks = run_checks(subject)
@@ -253,7 +256,7 @@ def _losses(facts: TraceFacts, side: str) -> list[str]:
 def _other_system(
     mock_facts: TraceFacts, mock: Manifest | None, engine: Engine, backend: str
 ) -> list[str]:
-    """Where the files say that mock and engine ran on other hardware, framework or model."""
+    """Where the files say that mock and engine ran on other hardware, framework, model or flags."""
     said: list[tuple[str, set[Any], set[Any]]] = [
         ("GPU", set(mock_facts.gpus), set(facts.gpus)) for facts in engine.facts
     ]
@@ -262,6 +265,8 @@ def _other_system(
         for what, left, right in (
             (backend, ours.versions.get(backend), theirs.versions.get(backend)),
             ("model", ours.model.get("config_sha256"), theirs.model.get("config_sha256")),
+            ("ranks", ours.tp_size, theirs.tp_size),
+            ("flags", shlex.join(ours.engine_args), _flags(theirs)),
         ):
             said.append((what, {left} - {None, ""}, {right} - {None, ""}))
     return [
@@ -270,6 +275,12 @@ def _other_system(
         for what, left, right in said
         if left and right and not left & right
     ]
+
+
+def _flags(engine: Manifest) -> str:
+    """The engine's own flags out of its command, as a mock of it is given them; empty: unknown."""
+    command = read_command(shlex.join(engine.command)) if engine.command else None
+    return shlex.join(command.engine_args) if command and command.recognised else ""
 
 
 def _provenance(

@@ -19,7 +19,9 @@ from opkit.align.profile.e2e import Collect, E2ERequest, Mode, parse_wave
 from opkit.align.result import AlignResult, Method
 from opkit.align.result_json import align_json
 from opkit.errors import BadInput, WrongUsage
+from opkit.layers.manifest import Manifest
 from opkit.layers.op import Op, Phase
+from opkit.layers.plan import INPUTS
 from opkit.layers.registry import find_op, mock_backends, require_mock
 from opkit.nsys_parsers.trace import open_trace
 
@@ -136,12 +138,18 @@ def _files(options: AlignOptions) -> tuple[Path, tuple[Path, ...], Path | None] 
             "--recorded, trace files and --e2e-cmd exclude each other",
             "a run makes its own traces; files are compared without running anything",
         )
+    if (options.recorded or any(traces)) and (options.inputs != INPUTS[0] or options.captured):
+        raise WrongUsage(
+            "--inputs and --captured are for a mock that is run, and files are only compared",
+            "give --e2e-cmd, or --e2e-trace alone",
+        )
     if options.recorded:
         return _recorded(options.op)
     if any(traces):
         if options.mock_trace is None or not options.e2e_trace:
+            missing = "--mock-trace" if options.mock_trace is None else "--e2e-trace"
             raise WrongUsage(
-                "--mock-trace is compared with an --e2e-trace, and none was given",
+                f"--mock-trace is compared with an --e2e-trace, and no {missing} was given",
                 "with --e2e-trace alone the mock is run; without traces, --e2e-cmd makes both",
             )
         if options.strict and options.strict_trace is None:
@@ -174,9 +182,14 @@ def _live(
         raise WrongUsage("--regions is for trace files", "give --mock-trace and --e2e-trace")
     if options.url:
         _check_url(options.url)
-    _check_inputs(options)
-    command = options.e2e_cmd or _recorded_command(options.e2e_trace[0])
+    waves = tuple(parse_wave(text) for text in options.requests)
+    command = options.e2e_cmd
+    if not command:  # what is run beside the recording is what was recorded
+        recorded = _recorded_manifest(options.e2e_trace[0])
+        command, waves = shlex.join(recorded.command), waves or recorded.waves
     engine = read_command(command, options.engine, options.url).engine
+    backend = options.backend or (engine.name if engine else DEFAULT_BACKEND)
+    _check_inputs(options, op, backend)
     name = f"align-{op.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     e2e = E2ERequest(
         command=command,
@@ -184,7 +197,7 @@ def _live(
         op=op.name,
         mode=Mode(options.mode) if options.mode else None,
         window=Collect(options.window),
-        waves=tuple(parse_wave(text) for text in options.requests),
+        waves=waves,
         engine=options.engine,
         url=options.url,
         model_dir=options.model,
@@ -196,7 +209,7 @@ def _live(
     )
     return run.LiveRequest(
         op=op,
-        backend=options.backend or (engine.name if engine else DEFAULT_BACKEND),
+        backend=backend,
         e2e=e2e,
         policy=policy,
         phases=phases,
@@ -210,13 +223,25 @@ def _live(
     )
 
 
-def _check_inputs(options: AlignOptions) -> None:
+def _check_inputs(options: AlignOptions, op: Op, backend: str) -> None:
+    """Refuse before the engine's run, which takes minutes, what the mock would refuse after it."""
+    if backend in mock_backends(op) and backend not in op.region:
+        raise BadInput(
+            f"the {backend} mock of {op.name} stands for no engine, so nothing aligns it; "
+            f"engines: {', '.join(sorted(op.region))}",
+            f"opkit check {op.name} --backend {backend}",
+        )
     if options.captured is not None and options.inputs != "captured":
         raise WrongUsage("--captured is for --inputs captured")
+    if options.inputs == "captured" and options.captured is None and backend != "vllm":
+        raise BadInput(
+            f"a run of the engine stores inputs for the mock of vLLM, not for that of {backend}",
+            "give what was stored otherwise: --captured FOLDER",
+        )
 
 
-def _recorded_command(path: Path) -> str:
-    """The serving command that a recording's manifest tells."""
+def _recorded_manifest(path: Path) -> Manifest:
+    """The manifest of a recording, which tells its serving command."""
     with open_trace(path) as trace:
         manifest = read_manifest(trace.facts)
     if manifest is None or not manifest.command:
@@ -224,7 +249,7 @@ def _recorded_command(path: Path) -> str:
             f"{path}: does not say which command it was recorded from, so no mock can be built",
             "give --mock-trace, or record with `opkit align --e2e-cmd`",
         )
-    return shlex.join(manifest.command)
+    return manifest
 
 
 def _check_url(url: str) -> None:

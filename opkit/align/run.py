@@ -20,6 +20,7 @@ from opkit.align.profile.mock import MockRequest, plan_mock, run_mock
 from opkit.align.result import AlignResult
 from opkit.align.shapes import CaseSteps
 from opkit.errors import BadInput
+from opkit.layers.geometry import read_geometry
 from opkit.layers.manifest import sidecar_of
 from opkit.layers.op import Case, Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
@@ -73,7 +74,7 @@ def dry_run(request: LiveRequest) -> str:
     if _captures(request):
         parts += [
             "# then the engine again, to store the op's inputs",
-            plan_capture(e2e, request.op, request.layer, folder / "captured").text(),
+            plan_capture(e2e, request.op, _layer(request, e2e), folder / "captured").text(),
         ]
     for number, strict in enumerate([False, True] if request.strict else [False], start=2):
         mock = plan_mock(_mock_request(request, folder, strict), dry_run=True)
@@ -97,7 +98,7 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
     else:
         engine = [_export(report, progress) for report in run_e2e(e2e, progress)]
     if _captures(request):
-        run_capture(e2e, request.op, request.layer, folder / "captured", progress)
+        run_capture(e2e, request.op, _layer(request, e2e), folder / "captured", progress)
     shapes = [
         shape
         for shape in engine_shapes(engine)
@@ -128,6 +129,14 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
             strict,
         )
     )
+
+
+def _layer(request: LiveRequest, e2e: E2EPlan) -> int:
+    """The layer to capture: the one asked for, or the first after it that has the op's modules."""
+    if request.op.name != "moe" or e2e.model_dir is None:
+        return request.layer
+    experts = read_geometry(e2e.model_dir).experts
+    return max(request.layer, experts.first_dense if experts else 0)
 
 
 def _captures(request: LiveRequest) -> bool:

@@ -17,6 +17,7 @@ from opkit.align.policy import Policy
 from opkit.errors import Refused
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import LaunchMode, Op
+from opkit.layers.plan import INPUTS
 from opkit.nsys_parsers.names import parse_name
 
 # Parts of a layer's source that decide what is launched; opkit's own worker and mock among them.
@@ -160,7 +161,7 @@ def ask_ledger(
         entry, why = _entry(ledger, op, phase, backend, gpu, framework, model)
         if entry is not None:
             entries[phase] = entry
-            why += _judged_otherwise(entry, policy or Policy())
+            why += _judged_otherwise(entry, policy or Policy()) + _fed_otherwise(entry)
         differences += why
     found = Admission(op.name, backend, entries, tuple(dict.fromkeys(differences)), waiver)
     if eager:
@@ -229,6 +230,7 @@ def _entry(
     here = [entry for entry in entries if not gpu or entry.gpu == gpu]
     if not here:
         return entries[0], [f"GPU: {what} was aligned on {entries[0].gpu}, this is {gpu}"]
+    here = [entry for entry in here if not _fed_otherwise(entry)] or here
     exact = [
         entry
         for entry in here
@@ -257,6 +259,14 @@ def _judged_otherwise(entry: LedgerEntry, policy: Policy) -> list[str]:
         for name, value in sorted(ours.items())
         if theirs.get(name) != value
     ]
+
+
+def _fed_otherwise(entry: LedgerEntry) -> list[str]:
+    """Where the aligned mock's activations were not made as those of every collection are."""
+    inputs = (_provenance(entry).get("recipe") or {}).get("inputs") or INPUTS[0]
+    if inputs == INPUTS[0]:
+        return []
+    return [f"inputs: {entry.id} holds for {inputs}, rows are measured with {INPUTS[0]}"]
 
 
 def _differences(entry: LedgerEntry, mock: Manifest, gpu: str) -> list[str]:

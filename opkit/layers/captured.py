@@ -122,6 +122,21 @@ class Captured:
         self._loaded: dict[Key, dict[str, Any]] = {}
         self._prompt = next(iter(self._lengths))[0]
 
+    def require(self, layer: int, model_sha256: str) -> None:
+        """Refuse the inputs of another layer or model; a capture may not know its model.
+
+        Raises:
+            BadInput: they are.
+        """
+        if self.info.layer != layer:
+            raise BadInput(
+                f"{self._folder}: captured from layer {self.info.layer}, the mock stands for layer "
+                f"{layer}",
+                f"give --layer {self.info.layer}",
+            )
+        if self.info.model_sha256 not in ("", model_sha256):
+            raise BadInput(f"{self._folder}: captured from a model with another config.json")
+
     def select(self, case: Case) -> None:
         """Take the wave that the case's step belongs to.
 

@@ -190,6 +190,7 @@ def write_checkpoint(
         BadInput: the folder is there, is no checkpoint that could be replaced, or does not fit on
             the disk.
     """
+    out = Path(os.path.abspath(out))  # "." and "x/.." have no name to go by
     _check_place(checkpoint, out, force)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir(parents=True)

@@ -56,7 +56,7 @@ def drive(plan: Plan) -> None:
     device.open_window()
     for planned in plan.cases:
         _measure(plan, planned, mock.prepare(planned), device, marked)
-    recipe = {**described.recipe, "pacing": _pacing(plan)}
+    recipe = {**described.recipe, "inputs": plan.inputs, "pacing": _pacing(plan)}
     # Before the window closes: nsys may be told to end this process with it.
     dataclasses.replace(described, recipe=recipe).write(manifest)
     device.close_window()

@@ -26,6 +26,7 @@ SHARES = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
     "moe_intermediate_size",
 )  # fmt: skip
+_DTYPES = ("bfloat16", "float16", "float32")  # of activations; quantised weights are told elsewhere
 # What rope is built with where a configuration says nothing (transformers, LlamaConfig).
 _LLAMA_THETA = 10_000.0
 
@@ -366,7 +367,7 @@ def _common(
         rope_theta=config.rope_theta(theta),
         max_position=config.whole("max_position_embeddings"),
         # Newer files say dtype, older ones torch_dtype.
-        dtype=config.word("dtype" if config.has("dtype") else "torch_dtype"),
+        dtype=config.word("dtype" if config.has("dtype") else "torch_dtype", _DTYPES),
         latent=latent,
         indexer=indexer,
         experts=experts,

@@ -70,6 +70,7 @@ class Manifest:
     recipe: dict[str, str] = field(default_factory=dict)  # weights, activations, kv_cache, pacing
     operands: tuple[Operand, ...] = ()
     waves: tuple[Wave, ...] = ()
+    seed: int = 0  # of the prompts that were sent
     notes: tuple[str, ...] = ()  # what the reader of the report should know
     schema: str = SCHEMA
 

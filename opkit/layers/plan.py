@@ -23,6 +23,7 @@ CACHES = ("prefilled", "pooled")
 # normal distribution. captured: the engine's own module inputs. zeros, rows: degenerate on purpose,
 # to show what they do; never for a table.
 INPUTS = ("tokens", "normal", "captured", "zeros", "rows")
+DEGENERATE_INPUTS = ("zeros", "rows")
 
 
 CaseT = TypeVar("CaseT", bound=AnyCase)

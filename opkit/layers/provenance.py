@@ -18,6 +18,10 @@ from opkit.layers.manifest import Manifest
 from opkit.layers.model_config import read_config
 from opkit.layers.plan import Plan
 
+# Named here too: the registry, which has them, loads every op.
+_BACKENDS = ("vllm", "sglang", "trtllm", "torch")
+_OF_ALL = ("geometry.py", "graphs.py", "model_config.py")
+
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
@@ -59,6 +63,22 @@ def module_digests(modules: Iterable[ModuleType]) -> dict[str, str]:
         depth = module.__name__.count(".") + (2 if path.name == "__init__.py" else 1)
         found["/".join(path.parts[-depth:])] = file_digest(path)
     return found
+
+
+def op_digests(op: str, backend: str) -> dict[str, str]:
+    """Digests of opkit's files that decide what any mock of an op on a backend is.
+
+    They are the op's own (which modules, what is told of them, how cases are driven) and those that
+    share sizes among ranks and launch forwards; classes alone do not lead to them.
+
+    Returns:
+        ``"opkit/layers/mla/vllm.py"`` → SHA-256.
+    """
+    layers = Path(__file__).parent
+    others = {f"{name}.py" for name in _BACKENDS if name != backend}
+    files = [layers / name for name in _OF_ALL]
+    files += [path for path in (layers / op).glob("*.py") if path.name not in others]
+    return {f"opkit/{path.relative_to(layers.parent)}": file_digest(path) for path in files}
 
 
 def gpu_versions(torch: Any) -> dict[str, str]:
@@ -114,7 +134,7 @@ def mock_manifest(
         dtypes=dict(dtypes),
         tp_size=plan.tp_size,
         engine_args=plan.engine_args,
-        layer_source=dict(sorted(sources.items())),
+        layer_source=dict(sorted({**sources, **op_digests(plan.op, plan.backend)}.items())),
         recipe=dict(recipe),
         notes=tuple(notes),
     )

@@ -118,6 +118,20 @@ def test_another_mocks_inputs_are_refused(tmp_path: Path, op: str, backend: str)
     assert said == f"{tmp_path}: captured for dsa on vllm, not for {op} on {backend}"
 
 
+def test_the_layer_and_model_that_were_captured_are_taken(tmp_path: Path) -> None:
+    captured = open_folder(folder_of(tmp_path))
+    captured.require(3, "ab")
+    with pytest.raises(BadInput, match="from layer 3, the mock stands for layer 0") as caught:
+        captured.require(0, "ab")
+    assert caught.value.hint == "give --layer 3"
+    with pytest.raises(BadInput, match=r"captured from a model with another config\.json"):
+        captured.require(3, "cd")
+
+
+def test_a_capture_that_does_not_know_its_model_is_taken(tmp_path: Path) -> None:
+    open_folder(folder_of(tmp_path, model_sha256="")).require(3, "cd")
+
+
 @pytest.mark.parametrize(
     ("case", "prompt"),
     [

@@ -26,6 +26,8 @@ class Subject:
         policy: thresholds.
         losses: what nsys or the parser reports as lost, for either side.
         operands: the mock's sampled operands; None when its trace does not say.
+        inputs: how the mock's activations were made, one of ``opkit.layers.plan.INPUTS``; empty
+            when its trace does not say.
         strict: summed GPU time of the strict variant over the mock's, by case label; empty without
             ``--strict``.
     """
@@ -35,6 +37,7 @@ class Subject:
     policy: Policy
     losses: tuple[str, ...] = ()
     operands: tuple[Operand, ...] | None = None
+    inputs: str = ""
     strict: dict[str, float] | None = None
 
 

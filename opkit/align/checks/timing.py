@@ -12,6 +12,7 @@ from opkit.align.result import CaseMatch, CheckResult, KernelPair, Level, Outcom
 from opkit.layers.manifest import Operand
 from opkit.layers.op import Op
 from opkit.layers.operands import degenerate
+from opkit.layers.plan import DEGENERATE_INPUTS
 
 
 def _tolerance(pair: KernelPair, policy: Policy) -> float:
@@ -80,6 +81,8 @@ def data(subject: Subject) -> CheckResult:
             next_step="make the mock's trace with `opkit align`, or set require_operands = false",
         )
     poor = [text for o in subject.operands or () if (text := _degenerate(o, policy))]
+    if subject.inputs in DEGENERATE_INPUTS:  # samples do not show it: a single row equals no other
+        poor.insert(0, f"the mock was run with inputs {subject.inputs}, degenerate on purpose")
     if poor:
         return result("data", poor, "", (), causes.DEGENERATE)
     scaled = [text for match in subject.cases if (text := _all_heavy_scale(match, policy))]

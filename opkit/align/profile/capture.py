@@ -41,6 +41,11 @@ def plan_capture(e2e: E2EPlan, op: Op, layer: int, folder: Path) -> ProfilePlan:
             "the command hides vLLM's flags, so its server cannot be made to store inputs",
             "give the command itself, as in --e2e-cmd 'vllm serve …'",
         )
+    if server.tp_size > 1:
+        raise BadInput(
+            f"inputs are captured of one rank, and this server has {server.tp_size}",
+            "capture with a command of one rank, or use --inputs tokens",
+        )
     argv = (*server.argv, *_FLAGS)
     # The server's interpreter must find opkit; with the dev mode on, it can be asked to call it.
     env = with_opkit({**server.env, **e2e.request.env})

@@ -197,6 +197,7 @@ def _manifest(e2e: E2EPlan, config: dict[str, Any], outcome: Outcome) -> Manifes
         model=model,
         tp_size=e2e.server.tp_size,
         waves=e2e.request.waves if engine is not None else (),
+        seed=e2e.request.seed,
         notes=(
             f"mode {e2e.mode}, recorded from {e2e.request.window}",
             *e2e.plan.notes,

@@ -18,6 +18,7 @@ COLUMNS = (
     "model", "architecture", "mla_dtype", "kv_cache_dtype", "gemm_type", "num_heads", "batch_size",
     "isl", "tp_size", "step",
 )  # fmt: skip
+# SGLang's rows tell theirs themselves: see _sglang_source.
 _KERNEL_SOURCE = {"vllm": "FLASHMLA_SPARSE", "trtllm": "default", "torch": "torch"}
 # The model that the field's tables name for an architecture.
 _MODELS = {
@@ -26,6 +27,7 @@ _MODELS = {
 }
 # How the field's tables spell element types.
 _GEMM_TYPES = {"float8_e4m3fn": "fp8_block"}
+_SGLANG_CHUNK = 128 * 1024  # tokens: ForwardBatch.get_max_chunk_capacity's default
 _CACHE_TYPES = {"fp8_ds_mla": "fp8", "fp8_e4m3": "fp8", "float8_e4m3fn": "fp8"}
 
 
@@ -33,7 +35,11 @@ def columns(case: Case, mock: Manifest) -> dict[str, str | int]:
     """The row's own columns. ``num_heads`` is rank-local, ``tp_size`` therefore 1."""
     architecture = str(mock.model["architecture"])
     weights, cache = mock.dtypes["weights"], mock.dtypes["kv_cache"]
+    own = {}
+    if mock.backend == "sglang" and "index_topk" in mock.model:
+        own = {"kernel_source": _sglang_source(case, mock)}
     return {
+        **own,
         "model": _MODELS.get(architecture, architecture),
         "architecture": architecture,
         "mla_dtype": mock.dtypes["activations"],
@@ -45,6 +51,22 @@ def columns(case: Case, mock: Manifest) -> dict[str, str | int]:
         "tp_size": 1,
         "step": case.past,
     }
+
+
+def _sglang_source(case: Case, mock: Manifest) -> str:
+    """The bucket of an SGLang row, which is what attends in its step.
+
+    Source: the names in the tables of SGLang 0.5.14 that aiconfigurator 0.12.0 ships for H100 and
+    H200; when attention is dense, SGLang 0.5.14, ``layers/attention/dsa_backend.py``
+    (``set_dsa_prefill_impl``): every sequence is within what top-k would pick, and all of them fit
+    a chunk.
+    """
+    length = case.past + case.tokens
+    short = length <= int(mock.model["index_topk"]) and case.batch * length <= _SGLANG_CHUNK
+    if case.phase is Phase.CONTEXT and short:
+        return "sglang_dsa_dense_mha_fa3"
+    which = "prefill_backend" if case.phase is Phase.CONTEXT else "decode_backend"
+    return f"sglang_dsa_indexer_{mock.model[which]}"
 
 
 def projections(size: Mapping[str, int]) -> int:

@@ -43,6 +43,8 @@ def _about(worker: LayerWorker) -> About:
     about, shape = latent(worker), worker.runner.model_config.hf_config
     args = worker.args
     about.model |= {name: getattr(shape, name) for name in _INDEXER}
+    about.model["prefill_backend"] = str(args.dsa_prefill_backend)  # rows are sorted by them
+    about.model["decode_backend"] = str(args.dsa_decode_backend)
     # Stored as bytes: float8 keys of a page, then their float32 scales.
     about.dtypes["indexer_cache"] = "float8_e4m3fn"
     about.notes = (

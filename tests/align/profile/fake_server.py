@@ -2,7 +2,11 @@
 
 die: ends at once · never: never healthy · refuse: completions answer 500 · short: one token too
 few · slow: completions take a minute · stubborn: ignores SIGINT and SIGTERM · worker: has a child
-process in a session of its own · nolabels: knows no /start_profile.
+process in a session of its own · nolabels: knows no /start_profile · norpc: knows no
+/collective_rpc · nomodule: has no module of the layer to capture · slowrpc: takes a minute to begin
+capturing · nothing: captures no inputs · forgets: writes no capture.
+
+FAKE_ENVIRONMENT: the file to which it writes its arguments and variables.
 """
 
 import json
@@ -69,6 +73,8 @@ class Handler(BaseHTTPRequestHandler):
             return 404
         if body["method"] == "opkit_capture_start":
             capture = json.loads(*body["args"])
+            if "slowrpc" in HOW:
+                time.sleep(60)
             return 500 if "nomodule" in HOW else 200
         if "forgets" in HOW:
             return 200

@@ -14,7 +14,8 @@ from profile_bench import FAST, VOCAB, Bench, marked
 
 import opkit
 from opkit.align.profile.capture import plan_capture, run_capture
-from opkit.align.profile.e2e import E2EPlan, E2ERequest, plan_e2e
+from opkit.align.profile.e2e import E2EPlan, E2ERequest, client_of, plan_e2e
+from opkit.align.profile.perform import perform
 from opkit.align.profile.plan import End, Post, Purpose, Ready, Send, Start
 from opkit.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, BadInput, OpkitError, RunFailed
 from opkit.layers.captured import read_info
@@ -197,6 +198,19 @@ def test_a_step_that_fails_ends_the_run(
     assert "engine starting" in (caught.value.hint or "")
     assert marked(bench.mark) == []
     assert not (bench.out / "captured").exists()
+
+
+@pytest.mark.usefixtures("fake_nsys")
+def test_a_call_that_is_not_answered_meets_its_limit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "slowrpc")
+    e2e = planned(bench)
+    plan = plan_capture(e2e, DSA, 0, bench.out / "captured")
+    steps = tuple(replace(s, limit_s=0.2) if isinstance(s, Post) else s for s in plan.steps)
+    with pytest.raises(RunFailed, match=r"store the op's inputs from here on: POST .*timed out"):
+        perform(replace(plan, steps=steps), lambda _: None, client_of(e2e), 0, FAST)
+    assert marked(bench.mark) == []
 
 
 @pytest.mark.usefixtures("fake_nsys")

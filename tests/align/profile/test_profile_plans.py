@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import opkit
 from opkit.align.profile.e2e import (
     DEFAULT_WAVES,
     Collect,
@@ -18,7 +22,9 @@ from opkit.align.profile.e2e import (
     plan_e2e,
     wave_text,
 )
+from opkit.align.profile.engines import engine_named
 from opkit.align.profile.plan import End, Post, Purpose, Ready, Run, Send, Start
+from opkit.align.profile.target import with_opkit
 from opkit.errors import BadInput
 from opkit.layers.manifest import Wave
 
@@ -205,3 +211,85 @@ def test_default_waves_lie_on_both_sides_of_the_index() -> None:
         "16x512+96",
     ]
     assert dry(VLLM).request.waves == DEFAULT_WAVES
+
+
+SGLANG = "python -m sglang.launch_server --model-path /m"
+OWN = str(Path(opkit.__file__).parents[1])
+
+
+def test_sglang_is_made_to_name_its_steps_and_compute_whole_prompts() -> None:
+    plan = dry(SGLANG)
+    start = plan.plan.commands[0]
+    argv = start.argv[start.argv.index("python") :]
+    hooks = json.loads(argv[argv.index("--forward-hooks") + 1])
+    assert "--disable-radix-cache" in argv
+    # SGLang takes a list of hooks, each with a factory as MODULE:NAME.
+    (hook,) = hooks
+    module, name = hook["hook_factory"].split(":")
+    assert (Path(OWN) / (module.replace(".", "/") + ".py")).is_file()
+    assert f"def {name}(" in (Path(OWN) / (module.replace(".", "/") + ".py")).read_text()
+    assert any(note.startswith("--forward-hooks added") for note in plan.plan.notes)
+    assert plan.server.engine_args == ()  # the mock's engine has none of it
+
+
+@pytest.mark.parametrize(
+    ("flags", "absent"),
+    [
+        ("--forward-hooks '[]'", "opkit.layers.backends.sglang"),
+        ("--forward_hooks '[]'", "opkit.layers.backends.sglang"),
+    ],
+)
+def test_hooks_of_the_users_own_stay(flags: str, absent: str) -> None:
+    argv = dry(f"{SGLANG} {flags}").plan.commands[0].argv
+    assert not any(absent in word for word in argv)
+    assert argv.count("--disable-radix-cache") == 1
+
+
+def test_sglangs_server_finds_opkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert dry(SGLANG).plan.commands[0].env["PYTHONPATH"] == OWN
+    assert "PYTHONPATH" not in dry(VLLM).plan.commands[0].env
+
+
+@pytest.mark.parametrize(
+    ("inherited", "given", "found"),
+    [
+        (None, {}, {"PYTHONPATH": OWN}),
+        ("", {}, {"PYTHONPATH": OWN}),
+        ("/a", {"B": "1"}, {"B": "1", "PYTHONPATH": f"{OWN}{os.pathsep}/a"}),
+        ("/a", {"PYTHONPATH": "/b"}, {"PYTHONPATH": f"{OWN}{os.pathsep}/b"}),
+        (f"/a{os.pathsep}{OWN}", {}, {}),
+        (OWN, {"PYTHONPATH": "/b"}, {"PYTHONPATH": f"{OWN}{os.pathsep}/b"}),
+        ("/a", {"PYTHONPATH": OWN}, {"PYTHONPATH": OWN}),
+        (f"{OWN}-not", {}, {"PYTHONPATH": f"{OWN}{os.pathsep}{OWN}-not"}),
+    ],
+)
+def test_a_path_to_opkit_is_put_before_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+    inherited: str | None,
+    given: dict[str, str],
+    found: dict[str, str],
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if inherited is not None:
+        monkeypatch.setenv("PYTHONPATH", inherited)
+    before = dict(given)
+    assert with_opkit(given) == found
+    assert given == before
+
+
+def test_sglang_is_asked_by_token_ids_and_for_no_least_number() -> None:
+    # A least number of tokens is refused by a server without a tokenizer.
+    assert engine_named("sglang").body("m", [[1, 2], [3, 4]], 5) == {
+        "input_ids": [[1, 2], [3, 4]],
+        "sampling_params": {"max_new_tokens": 5, "temperature": 0.0, "ignore_eos": True},
+        "stream": False,
+    }
+
+
+def test_a_question_with_a_body_is_shown_with_it() -> None:
+    plan = dry(VLLM).plan
+    asked = (Post("http://h/rpc", "store", '{"method": "m"}'), Post("http://h/start", "begin"))
+    lines = replace(plan, steps=asked).text().splitlines()
+    assert '# store: POST http://h/rpc {"method": "m"}' in lines
+    assert "# begin: POST http://h/start" in lines

@@ -34,6 +34,7 @@ class CaptureExtension:
     """Methods that vLLM's worker gains; they are called through ``collective_rpc``."""
 
     model_runner: Any
+    rank: int
 
     def opkit_capture_start(self, spec: str) -> dict[str, Any]:
         """Begin to store inputs.
@@ -45,12 +46,15 @@ class CaptureExtension:
         Returns:
             The modules that are watched.
         """
-        wanted = json.loads(spec)
-        self._opkit = _Capture(self.model_runner, wanted)
+        if self.rank:  # every worker is called; a mock stands for the first
+            return {"modules": []}
+        self._opkit = _Capture(self.model_runner, json.loads(spec))
         return {"modules": sorted(self._opkit.modules)}
 
     def opkit_capture_stop(self) -> dict[str, Any]:
         """Write what was stored; returns the tokens of each sequence."""
+        if self.rank:
+            return {}
         lengths = self._opkit.stop()
         del self._opkit
         return lengths
@@ -80,7 +84,10 @@ class _Capture:
         folder.mkdir(parents=True, exist_ok=True)
         lengths = {}
         for key, inputs in self._parts.items():
-            stored = {name: _joined(parts) for name, parts in inputs.items()}
+            whole = {name: _joined(parts) for name, parts in inputs.items()}
+            stored = {name: torch.cat(rows) for name, rows in whole.items() if rows}
+            if not stored:  # its beginning was cached before
+                continue
             lengths[key_text(key)] = min(value.shape[0] for value in stored.values())
             torch.save(stored, folder / f"sequence-{key_text(key)}.pt")
         known = {"op", "backend", "layer", "seed", "model_sha256", "command", "created"}
@@ -120,12 +127,16 @@ def _modules(model: Any, region: str, layer: int) -> dict[str, Any]:
     return found
 
 
-def _joined(parts: list[tuple[int, Any]]) -> Any:
-    """Rows in the order of the tokens; of a token that was computed twice, the first."""
-    rows, end = [], 0
+def _joined(parts: list[tuple[int, Any]]) -> list[Any]:
+    """Rows in the order of the tokens; of a token that was computed twice, the first.
+
+    Empty when the first token's are not among them.
+    """
+    rows: list[Any] = []
+    end = 0
     for start, part in sorted(parts, key=lambda item: item[0]):
         if start > end:  # a gap: what follows has no place
             break
         rows.append(part[end - start :])
         end = max(end, start + part.shape[0])
-    return torch.cat(rows)
+    return rows

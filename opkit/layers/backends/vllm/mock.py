@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from opkit.layers.backends.vllm.models import OneLayerModel, inside
 from opkit.layers.backends.vllm.worker import LayerWorker
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import Forward, Probe
+from opkit.layers.model_config import read_config
 from opkit.layers.op import LaunchMode, Op
 from opkit.layers.operands import dtype_name, sample, watch
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import (
+    file_digest,
     gpu_versions,
     mock_manifest,
     module_digests,
@@ -78,6 +81,9 @@ class VllmMock:
         self.plan = plan
         self.build = build
         self.layer = max(plan.layer, build.layer)
+        if plan.inputs == "captured":  # before the GPU is touched
+            stored = captured.Captured(Path(plan.captured), plan.op, plan.backend)
+            stored.require(self.layer, file_digest(Path(read_config(plan.model)[1])))
         own = build.own if not plan.strict and not self._checkpoint() else None
 
         def model_of(config: Any) -> type[OneLayerModel]:
