@@ -183,10 +183,11 @@ def _live(
     if options.url:
         _check_url(options.url)
     waves = tuple(parse_wave(text) for text in options.requests)
-    command = options.e2e_cmd
+    command, seed = options.e2e_cmd, options.seed
     if not command:  # what is run beside the recording is what was recorded
         recorded = _recorded_manifest(options.e2e_trace[0])
         command, waves = shlex.join(recorded.command), waves or recorded.waves
+        seed = options.seed or recorded.seed
     engine = read_command(command, options.engine, options.url).engine
     backend = options.backend or (engine.name if engine else DEFAULT_BACKEND)
     _check_inputs(options, op, backend)
@@ -201,7 +202,7 @@ def _live(
         engine=options.engine,
         url=options.url,
         model_dir=options.model,
-        seed=options.seed,
+        seed=seed,
         ready_limit_s=options.ready_limit,
         ranks=options.ranks,
         delay_s=options.delay,

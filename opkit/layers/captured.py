@@ -97,6 +97,26 @@ def key_text(key: Key) -> str:
     return f"{key[0]}-{key[1]}"
 
 
+def in_order(parts: Sequence[tuple[int, Any]]) -> list[Any]:
+    """Stored parts of a request as rows in the order of its tokens.
+
+    Args:
+        parts: the first token's number, and rows [tokens, width].
+
+    Returns:
+        Parts to be joined; of a token that was computed twice, the first; nothing from a gap on, so
+        that it is empty when the first token's rows are not there.
+    """
+    rows: list[Any] = []
+    end = 0
+    for start, part in sorted(parts, key=lambda item: item[0]):
+        if start > end:
+            break
+        rows.append(part[end - start :])
+        end = max(end, start + part.shape[0])
+    return rows
+
+
 class Captured:
     """The stored inputs of one op in one layer.
 

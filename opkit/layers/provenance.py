@@ -51,6 +51,15 @@ def base_versions() -> dict[str, str]:
     return {"opkit": opkit.__version__, "python": platform.python_version()}
 
 
+def loaded_below(prefixes: tuple[str, ...]) -> list[ModuleType]:
+    """The loaded modules whose names begin with one of ``prefixes`` and that come from a file."""
+    return [
+        module
+        for name, module in sorted(sys.modules.items())
+        if prefixes and name.startswith(prefixes) and getattr(module, "__file__", None)
+    ]
+
+
 def module_digests(modules: Iterable[ModuleType]) -> dict[str, str]:
     """Digests of whole modules, for what a layer owes to functions instead of classes.
 

@@ -1,8 +1,8 @@
 """Verdicts on recordings of the other ops: vLLM 0.24 on an H100, engine and mock.
 
-Where each recording comes from is told in ``tests/traces/README.md``. Those of gqa, gemm and moe hold
-four steps of each label, so that the requests do not add up and only context is judged here; both
-phases passed in the live runs.
+Where each recording comes from is told in ``tests/traces/README.md``. Those of gqa, gemm and moe
+hold four steps of each label, so that the requests do not add up and only context is judged here;
+both phases passed in the live runs.
 """
 
 from __future__ import annotations

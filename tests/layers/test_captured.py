@@ -15,6 +15,7 @@ from opkit.layers.captured import (
     Captured,
     CaptureInfo,
     Key,
+    in_order,
     input_name,
     key_text,
     read_info,
@@ -246,3 +247,12 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         captured.has(HIDDEN)
     assert not mark.exists()
+
+
+def test_parts_of_a_request_come_in_the_order_of_its_tokens() -> None:
+    torch = pytest.importorskip("torch")
+    rows = torch.arange(10).float()[:, None]
+    parts = [(4, rows[4:7]), (0, rows[:5]), (7, rows[7:10])]
+    assert torch.equal(torch.cat(in_order(parts)), rows)
+    assert torch.equal(torch.cat(in_order([(0, rows[:3]), (5, rows[5:])])), rows[:3])  # a gap
+    assert in_order([(1, rows[1:])]) == []

@@ -17,7 +17,7 @@ from opkit.layers.captured import read_info
 from opkit.layers.op import Op
 from opkit.layers.provenance import file_digest
 
-_EXTENSION = "opkit.layers.backends.vllm.capture.CaptureExtension"
+_EXTENSION = "opkit_in_server.CaptureExtension"
 # Hooks run in eager steps only; a prompt whose beginning is cached would not be computed whole.
 _FLAGS = ("--worker-extension-cls", _EXTENSION, "--enforce-eager", "--no-enable-prefix-caching")
 _WRITE_LIMIT_S = 600.0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from opkit.errors import BadInput
+from opkit.layers.backends.sglang.labels import FORWARD_HOOKS
 
 Body = dict[str, Any]
 
@@ -122,11 +123,6 @@ _SGLANG_NOTE = (
 )
 
 _LABELS_NOTE = "to make SGLang's step names NVTX ranges"
-_SGLANG_HOOKS = (
-    '[{"name":"opkit","target_modules":["opkit.none"],'
-    '"hook_factory":"opkit.layers.backends.sglang.labels:step_ranges"}]'
-)
-
 ENGINES = (
     Engine(
         name="vllm",
@@ -200,9 +196,7 @@ ENGINES = (
             ),
             Switch("--disable-radix-cache", note=_CACHE_NOTE),
             # Called once in every scheduler process; it registers no hook (docs/backend-sglang.md).
-            Switch(
-                "--forward-hooks", _SGLANG_HOOKS, note=_LABELS_NOTE
-            ),
+            Switch("--forward-hooks", FORWARD_HOOKS, note=_LABELS_NOTE),
         ),
     ),
 )

@@ -60,8 +60,12 @@ def prepare_target(server: ServerCommand, env: dict[str, str], out_dir: Path) ->
 
 
 def with_opkit(env: dict[str, str]) -> dict[str, str]:
-    """``env`` with this opkit on the interpreter's path, whichever environment the server has."""
-    own = str(Path(opkit.__file__).parents[1])
+    """``env`` with opkit's part for servers on the interpreter's path, and nothing else of opkit's.
+
+    The folder that opkit lies in may hold other packages (all of an environment's), which would
+    hide the server's own.
+    """
+    own = str(Path(opkit.__file__).parent / "inside")
     before = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     if own in before.split(os.pathsep):
         return env

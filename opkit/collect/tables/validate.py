@@ -35,7 +35,7 @@ _WIDE = ("message_size",)
 # Common columns that a row may say itself, as a collective does; else the table does.
 OVERRIDABLE = ("op_name", "kernel_source")
 _TEXT = re.compile(
-    r"(op_name|kernel_source|model|architecture|distribution|implementation|backend|.*_d?type)$"
+    r"(op_name|kernel_source|model|architecture|distribution|implementation|backend|module|.*_d?type)$"
 )
 
 

@@ -108,7 +108,7 @@ def require_capture(inputs: str, captured: Path | None) -> None:
     if (inputs == "captured") != (captured is not None):
         raise WrongUsage(
             "--inputs captured and --captured FOLDER go together",
-            "`opkit model capture` makes the folder, from a run of the engine",
+            "`opkit align --inputs captured` makes the folder, from a run of the engine",
         )
 
 

@@ -78,11 +78,16 @@ class GemmMock(VllmMock):
         if self._single is not None and self._single[0] == case:
             return self._single[1:]
         config = self.worker.config
+        if config.quant_config is not None:
+            raise BadInput(
+                f"{case.label()}: single products of a quantised server are not mocked on vLLM",
+                "collect with unquantised flags, or use --backend torch (fp8: one scale a tensor)",
+            )
         if case.dtype != dtype_name(config.model_config.dtype):
             raise BadInput(
                 f"{case.label()}: this server's linear layers are "
                 f"{dtype_name(config.model_config.dtype)}",
-                "give flags that quantise it (--quantization fp8), or use --backend torch",
+                "use --backend torch, which multiplies float8 with one scale a tensor",
             )
         self._single = None
         device = torch.device(config.device_config.device)

@@ -8,6 +8,9 @@ tokens spread over the experts by a stated rule (:mod:`opkit.layers.moe.routing`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import AnyCase, MoeCase, Op, Phase, RegionPattern, Table
 
@@ -15,9 +18,23 @@ _EXPERTS = r"layers\.(?P<layer>\d+)\.(?:mlp|block_sparse_moe)\.experts$"
 _COLUMNS = (
     "moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size",
     "moe_ep_size", "distribution",
+    "module",  # ours: what the time is of; readers pass over a column that they do not know
 )  # fmt: skip
+_BLOCKS = {"MixtralForCausalLM": "block_sparse_moe"}  # all others call it mlp
+# Keys by which a configuration keeps experts out of its first layer, and what puts them there.
+_FROM_THE_FIRST = {"first_k_dense_replace": 0, "decoder_sparse_step": 1, "mlp_only_layers": []}
 # How the field's tables spell element types.
 _TYPES = {"float8_e4m3fn": "fp8_block"}
+
+
+def experts_path(architecture: str) -> str:
+    """The experts' module below a decoder layer, in the engines' models of an architecture."""
+    return f"{_BLOCKS.get(architecture, 'mlp')}.experts"
+
+
+def from_the_first(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for ``config`` that give its first layer experts, wherever the model has its first."""
+    return {name: value for name, value in _FROM_THE_FIRST.items() if name in config}
 
 
 def columns(case: MoeCase, mock: Manifest) -> dict[str, str | int]:
@@ -33,6 +50,7 @@ def columns(case: MoeCase, mock: Manifest) -> dict[str, str | int]:
         "moe_tp_size": mock.tp_size,
         "moe_ep_size": 1,
         "distribution": case.routing,
+        "module": ", ".join(part for part in ("experts", str(mock.model["includes"])) if part),
     }
 
 

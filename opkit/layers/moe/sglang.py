@@ -20,13 +20,12 @@ from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.model_config import read_config
-from opkit.layers.moe import MOE
+from opkit.layers.moe import MOE, experts_path, from_the_first
 from opkit.layers.moe.routing import assign, steer
 from opkit.layers.op import LaunchMode, MoeCase
 from opkit.layers.operands import dtype_name, sample
 from opkit.layers.plan import Plan, PlannedCase, parse_routing
 
-_BLOCKS = {"MixtralForCausalLM": "block_sparse_moe"}  # all others call it mlp
 _FUNCTIONS = ("sglang.srt.layers.moe.moe_runner.", "sglang.srt.layers.moe.fused_moe_triton.")
 
 
@@ -95,8 +94,9 @@ class MoeMock(SglangMock):
             torch,
             scoring=layout.scoring,
             bias=getattr(gate, "e_score_correction_bias", None) if layout.bias else None,
+            dtype=self.worker.runner.dtype,
             **groups,
-        ).to(self.worker.runner.dtype)
+        )
         context = ForwardContext(attn_backend=self.worker.runner.attn_backend)
         with torch.no_grad(), forward_context(context):
             logits = gate(hidden)
@@ -115,14 +115,8 @@ def build(plan: Plan) -> MoeMock:
     layout = geometry.experts
     if layout is None:
         raise BadInput(f"{plan.model}: no experts in this model", "its MLP is the op gemm's")
-    path = f"{_BLOCKS.get(geometry.architecture, 'mlp')}.experts"
+    path = experts_path(geometry.architecture)
     stored, _ = read_config(plan.model)
-    # Layer 0 has experts, wherever the model has its first.
-    overrides: dict[str, Any] = {
-        name: value
-        for name, value in (("first_k_dense_replace", 0), ("mlp_only_layers", []))
-        if name in stored
-    }
 
     def about(worker: LayerWorker) -> About:
         experts = worker.model.ops()[path]
@@ -150,7 +144,7 @@ def build(plan: Plan) -> MoeMock:
         Build(
             (path,),
             about,
-            overrides=overrides,
+            overrides=from_the_first(stored),
             layer=layout.first_dense,
             functions=_FUNCTIONS,
         ),

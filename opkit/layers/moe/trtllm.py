@@ -19,16 +19,14 @@ from opkit.layers.backends.trtllm.layer import Call, Seam, module_of, seams_of
 from opkit.layers.backends.trtllm.mock import About, Build, TrtllmMock
 from opkit.layers.backends.trtllm.worker import LayerWorker
 from opkit.layers.geometry import Experts, read_geometry
-from opkit.layers.moe import MOE
+from opkit.layers.model_config import read_config
+from opkit.layers.moe import MOE, from_the_first
 from opkit.layers.moe.routing import assign, steer
 from opkit.layers.op import MoeCase
 from opkit.layers.operands import dtype_name
 from opkit.layers.plan import Plan, parse_routing
 
 probe.root()  # an ImportError here says that the backend is not installed
-
-# Keys by which a configuration keeps experts out of its first layer.
-_FROM_THE_FIRST = {"first_k_dense_replace": 0, "decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
 class MoeMock(TrtllmMock):
@@ -109,7 +107,7 @@ def build(plan: Plan) -> MoeMock:
         Build(
             seams,
             about,
-            overrides=_FROM_THE_FIRST,
+            overrides=from_the_first(read_config(plan.model)[0]),
             cached=False,
         ),
     )

@@ -19,13 +19,11 @@ from opkit.layers.geometry import Geometry, read_geometry
 from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Probe
-from opkit.layers.moe import MOE
+from opkit.layers.moe import MOE, experts_path, from_the_first
 from opkit.layers.moe.routing import assign, steer
 from opkit.layers.op import LaunchMode, MoeCase
 from opkit.layers.operands import dtype_name, sample
 from opkit.layers.plan import Plan, PlannedCase, parse_routing
-
-_BLOCKS = {"MixtralForCausalLM": "block_sparse_moe"}  # all others call it mlp
 
 
 class MoeMock(VllmMock):
@@ -122,10 +120,6 @@ def build(plan: Plan) -> MoeMock:
     geometry = read_geometry(plan.model)
     if geometry.experts is None:
         raise BadInput(f"{plan.model}: no experts in this model", "its MLP is the op gemm's")
-    block = _BLOCKS.get(geometry.architecture, "mlp")
-    overrides = (
-        {"first_k_dense_replace": 0} if "first_k_dense_replace" in model_json(plan.model) else {}
-    )
 
     def about(model: OneLayerModel, shape: Any) -> About:
         del shape
@@ -150,10 +144,11 @@ def build(plan: Plan) -> MoeMock:
         plan,
         geometry,
         Build(
-            (f"{block}.experts",),
+            (experts_path(geometry.architecture),),
             about,
             layer=geometry.experts.first_dense,
-            overrides=overrides,
+            overrides=from_the_first(model_json(plan.model)),
             cached=False,
+            functions=("vllm.model_executor.layers.fused_moe.",),
         ),
     )

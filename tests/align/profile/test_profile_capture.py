@@ -101,13 +101,13 @@ def test_the_server_runs_eagerly_finds_opkit_and_may_be_called(
     assert argv[: len(given)] == given
     assert argv[len(given) :] == [
         "--worker-extension-cls",
-        "opkit.layers.backends.vllm.capture.CaptureExtension",
+        "opkit_in_server.CaptureExtension",
         "--enforce-eager",
         "--no-enable-prefix-caching",
     ]
     assert (env["VLLM_SERVER_DEV_MODE"], env["VLLM_USE_V2_MODEL_RUNNER"]) == ("1", "0")
     assert env["OWN"] == "1"
-    own = str(Path(opkit.__file__).parents[1])
+    own = str(Path(opkit.__file__).parent / "inside")
     assert env["PYTHONPATH"].split(os.pathsep) == [own, "/somewhere/else"]
 
 

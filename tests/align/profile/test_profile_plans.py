@@ -214,7 +214,7 @@ def test_default_waves_lie_on_both_sides_of_the_index() -> None:
 
 
 SGLANG = "python -m sglang.launch_server --model-path /m"
-OWN = str(Path(opkit.__file__).parents[1])
+OWN = str(Path(opkit.__file__).parent / "inside")
 
 
 def test_sglang_is_made_to_name_its_steps_and_compute_whole_prompts() -> None:
@@ -226,8 +226,9 @@ def test_sglang_is_made_to_name_its_steps_and_compute_whole_prompts() -> None:
     # SGLang takes a list of hooks, each with a factory as MODULE:NAME.
     (hook,) = hooks
     module, name = hook["hook_factory"].split(":")
-    assert (Path(OWN) / (module.replace(".", "/") + ".py")).is_file()
-    assert f"def {name}(" in (Path(OWN) / (module.replace(".", "/") + ".py")).read_text()
+    assert f'"{name}": ' in (Path(OWN) / f"{module}.py").read_text()
+    # Nothing of what may lie beside opkit comes before the server's own packages.
+    assert [path.name for path in Path(OWN).glob("*.py")] == [f"{module}.py"]
     assert any(note.startswith("--forward-hooks added") for note in plan.plan.notes)
     assert plan.server.engine_args == ()  # the mock's engine has none of it
 

@@ -20,7 +20,7 @@ from typing import Any
 # The value of --forward-hooks that has a server label its steps. No module is hooked.
 FORWARD_HOOKS = (
     '[{"name":"opkit","target_modules":["opkit.none"],'
-    '"hook_factory":"opkit.layers.backends.sglang.labels:step_ranges"}]'
+    '"hook_factory":"opkit_in_server:step_ranges"}]'
 )
 _RUNNER = "sglang.srt.model_executor.model_runner"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from opkit.layers.operands import dtype_name, sample, watch
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import (
     gpu_versions,
+    loaded_below,
     mock_manifest,
     module_digests,
     source_digests,
@@ -173,13 +173,7 @@ class SglangMock:
             made += [getattr(part, "quant_method", None), getattr(part, "moe_runner", None)]
         # Forward methods are mixed in from files of their own.
         classes = {known for part in made for known in type(part).__mro__}
-        functions = [
-            module
-            for name, module in sorted(sys.modules.items())
-            if self.build.functions
-            and name.startswith(self.build.functions)
-            and getattr(module, "__file__", None)
-        ]
+        functions = loaded_below(self.build.functions)
         own = (configuration, engine, models, shared, worker, prompts)
         return source_digests(classes, ("sglang", "opkit")) | module_digests((*own, *functions))
 

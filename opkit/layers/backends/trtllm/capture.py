@@ -22,7 +22,7 @@ from typing import Any
 from opkit.errors import ToolMissing
 from opkit.layers.backends.trtllm.layer import Call, Seam, recording, seams_of
 from opkit.layers.backends.trtllm.probe import Upstream
-from opkit.layers.captured import CaptureInfo, Key, key_text
+from opkit.layers.captured import CaptureInfo, Key, in_order, key_text
 from opkit.layers.manifest import Wave
 from opkit.layers.provenance import base_versions
 
@@ -86,7 +86,7 @@ class InputRecorder:
         lengths = {}
         for key, request in zip(keys, sorted(self._parts), strict=False):
             stored = {
-                name: torch.cat(_in_order(parts)) for name, parts in self._parts[request].items()
+                name: torch.cat(in_order(parts)) for name, parts in self._parts[request].items()
             }
             lengths[key_text(key)] = min(value.shape[0] for value in stored.values())
             torch.save(stored, folder / f"sequence-{key_text(key)}.pt")
@@ -150,14 +150,3 @@ class CaptureExtension:
         return self._opkit.write(
             Path(folder), CaptureInfo(**info), [Wave(*numbers) for numbers in waves]
         )
-
-
-def _in_order(parts: list[tuple[int, Any]]) -> list[Any]:
-    """Rows in the order of the tokens; of a token that was computed twice, the first."""
-    rows, end = [], 0
-    for start, part in sorted(parts, key=lambda item: item[0]):
-        if start > end:  # a gap: what follows has no place
-            break
-        rows.append(part[end - start :])
-        end = max(end, start + part.shape[0])
-    return rows

@@ -1,6 +1,6 @@
 """A worker extension of vLLM that stores what an op's modules are called with.
 
-    vllm serve … --worker-extension-cls opkit.layers.backends.vllm.capture.CaptureExtension
+    vllm serve … --worker-extension-cls opkit_in_server.CaptureExtension
     POST /collective_rpc {"method": "opkit_capture_start", "args": ["{…}"]}
 
 The second needs VLLM_SERVER_DEV_MODE=1 in the server's environment.
@@ -22,7 +22,7 @@ import torch
 import vllm
 
 from opkit.layers.backends.vllm.models import watched
-from opkit.layers.captured import CaptureInfo, Key, key_text
+from opkit.layers.captured import CaptureInfo, Key, in_order, key_text
 from opkit.layers.prompts import prompt_tokens
 from opkit.layers.provenance import base_versions
 
@@ -84,7 +84,7 @@ class _Capture:
         folder.mkdir(parents=True, exist_ok=True)
         lengths = {}
         for key, inputs in self._parts.items():
-            whole = {name: _joined(parts) for name, parts in inputs.items()}
+            whole = {name: in_order(parts) for name, parts in inputs.items()}
             stored = {name: torch.cat(rows) for name, rows in whole.items() if rows}
             if not stored:  # its beginning was cached before
                 continue
@@ -125,18 +125,3 @@ def _modules(model: Any, region: str, layer: int) -> dict[str, Any]:
         if match and int(match["layer"]) == layer:
             found[name.partition(f"layers.{layer}.")[2]] = module
     return found
-
-
-def _joined(parts: list[tuple[int, Any]]) -> list[Any]:
-    """Rows in the order of the tokens; of a token that was computed twice, the first.
-
-    Empty when the first token's are not among them.
-    """
-    rows: list[Any] = []
-    end = 0
-    for start, part in sorted(parts, key=lambda item: item[0]):
-        if start > end:  # a gap: what follows has no place
-            break
-        rows.append(part[end - start :])
-        end = max(end, start + part.shape[0])
-    return rows

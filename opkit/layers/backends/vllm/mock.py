@@ -27,6 +27,7 @@ from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import (
     file_digest,
     gpu_versions,
+    loaded_below,
     mock_manifest,
     module_digests,
     source_digests,
@@ -63,6 +64,7 @@ class Build:
         layer: the engine's layer that the mock stands for, unless the plan names a later one.
         overrides: further values for ``config.json``.
         cached: whether the op has a KV cache of its own.
+        functions: prefixes of vLLM's modules that hold functions of the op beside its classes.
     """
 
     paths: tuple[str, ...]
@@ -72,6 +74,7 @@ class Build:
     layer: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
     cached: bool = True
+    functions: tuple[str, ...] = ()
 
 
 class VllmMock:
@@ -169,7 +172,7 @@ class VllmMock:
     def _sources(self) -> dict[str, str]:
         """Digests of every vLLM file that the op is made of, and of opkit's mock."""
         parts = [part for module in self.model.ops().values() for part in module.modules()]
-        classes = {type(part) for part in parts} | {type(self.worker), type(self)}
+        classes = {type(part) for part in parts} | {type(self.worker), *type(self).__mro__}
         classes |= {
             type(getattr(part, name))
             for part in parts
@@ -181,8 +184,9 @@ class VllmMock:
         for group in self.worker.runner._attn_group_iterator():
             classes |= {group.backend, type(group.get_metadata_builder())}
         # Not only classes make the layer: its limits and its tokens come out of functions.
-        functions = module_digests((configuration, models, shared, prompts, captured))
-        return source_digests(classes, ("vllm", "opkit")) | functions
+        own = (configuration, models, shared, prompts, captured)
+        functions = loaded_below(self.build.functions)
+        return source_digests(classes, ("vllm", "opkit")) | module_digests((*own, *functions))
 
     def _notes(self) -> tuple[str, ...]:
         """In what this mock knowingly differs from the server."""

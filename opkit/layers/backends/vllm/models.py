@@ -104,10 +104,12 @@ class OneLayerModel(torch.nn.Module):  # type: ignore[misc]  # torch is untyped 
     def _replay(self, arguments: Mapping[str, Any]) -> None:
         """Overwrite the arguments that the engine's run has stored, row by row."""
         assert self.captured is not None
-        for name, target in arguments.items():
-            if self.captured.has(name):
-                rows = self.captured.rows(name, self.rows)
-                target[: rows.shape[0]].copy_(rows)
+        stored = [name for name in arguments if self.captured.has(name)]
+        if not stored:
+            raise BadInput(f"none of the op's inputs was captured: {', '.join(arguments)}")
+        for name in stored:
+            rows = self.captured.rows(name, self.rows)
+            arguments[name][: rows.shape[0]].copy_(rows)
 
 
 class InsideLayer(OneLayerModel):
