@@ -50,7 +50,7 @@ def list_models(as_json: bool) -> int:
 @click.option("--out", type=PathType, help="Folder to make; needed unless --dry-run.")
 @click.option(
     "--layers",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1000),
     help="Decoder layers; default: the configuration's.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of values.")

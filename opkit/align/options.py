@@ -19,6 +19,7 @@ from opkit.align.profile.e2e import Collect, E2ERequest, Mode, parse_wave
 from opkit.align.result import AlignResult, Method
 from opkit.align.result_json import align_json
 from opkit.errors import BadInput, WrongUsage
+from opkit.layers.captured import require_capture_of
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import Op, Phase
 from opkit.layers.plan import INPUTS
@@ -234,7 +235,9 @@ def _check_inputs(options: AlignOptions, op: Op, backend: str) -> None:
         )
     if options.captured is not None and options.inputs != "captured":
         raise WrongUsage("--captured is for --inputs captured")
-    if options.inputs == "captured" and options.captured is None and backend != "vllm":
+    if options.captured is not None:
+        require_capture_of(options.captured, op.name, backend)
+    elif options.inputs == "captured" and backend != "vllm":
         raise BadInput(
             f"a run of the engine stores inputs for the mock of vLLM, not for that of {backend}",
             "give what was stored otherwise: --captured FOLDER",

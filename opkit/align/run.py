@@ -77,7 +77,7 @@ def dry_run(request: LiveRequest) -> str:
             plan_capture(e2e, request.op, _layer(request, e2e), folder / "captured").text(),
         ]
     for number, strict in enumerate([False, True] if request.strict else [False], start=2):
-        mock = plan_mock(_mock_request(request, folder, strict), dry_run=True)
+        mock = plan_mock(_mock_request(request, e2e, folder, strict), dry_run=True)
         name = "mock, out of the engine's decoder layer" if strict else "mock"
         parts += [f"# {number}. the {name}, at the shapes read from 1", mock.text()]
     return "\n".join(parts)
@@ -149,13 +149,14 @@ def _transient(shape: CaseSteps) -> bool:
     return shape.case.phase is Phase.GENERATION and len(shape.steps) < MIN_DECODE_STEPS
 
 
-def _mock_request(request: LiveRequest, folder: Path, strict: bool) -> MockRequest:
+def _mock_request(request: LiveRequest, e2e: E2EPlan, folder: Path, strict: bool) -> MockRequest:
     name = "strict" if strict else "mock"
     return MockRequest(
         plan=folder / f"{name}.plan.json",
         report=folder / f"{name}.nsys-rep",
         python=request.python,
-        env=dict(request.e2e.env),
+        # Variables in front of the serving command choose its backends, and so the mock's.
+        env={**e2e.server.env, **request.e2e.env},
     )
 
 
@@ -168,7 +169,7 @@ def _run_mock(
 ) -> Path:
     if e2e.model_dir is None:
         raise BadInput("the model's folder is not known", "give it with --model")
-    asked = _mock_request(request, e2e.request.out_dir, strict)
+    asked = _mock_request(request, e2e, e2e.request.out_dir, strict)
     captured = request.captured or e2e.request.out_dir / "captured"
     plan = Plan(
         op=request.op.name,

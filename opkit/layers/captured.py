@@ -117,6 +117,22 @@ def in_order(parts: Sequence[tuple[int, Any]]) -> list[Any]:
     return rows
 
 
+def require_capture_of(folder: Path, op: str, backend: str) -> CaptureInfo:
+    """What the capture in ``folder`` is, which must be of an op on a backend.
+
+    Raises:
+        BadInput: there is none, it is another's, or it holds nothing.
+    """
+    info = read_info(folder)
+    if (info.op, info.backend) != (op, backend):
+        raise BadInput(
+            f"{folder}: captured for {info.op} on {info.backend}, not for {op} on {backend}"
+        )
+    if not info.lengths:
+        raise BadInput(f"{folder}: holds no inputs")
+    return info
+
+
 class Captured:
     """The stored inputs of one op in one layer.
 
@@ -129,14 +145,7 @@ class Captured:
     """
 
     def __init__(self, folder: Path, op: str, backend: str) -> None:
-        self.info = read_info(folder)
-        if (self.info.op, self.info.backend) != (op, backend):
-            raise BadInput(
-                f"{folder}: captured for {self.info.op} on {self.info.backend}, not for {op} on "
-                f"{backend}"
-            )
-        if not self.info.lengths:
-            raise BadInput(f"{folder}: holds no inputs")
+        self.info = require_capture_of(folder, op, backend)
         self._folder = folder
         self._lengths = _sequences(self.info.lengths)
         self._loaded: dict[Key, dict[str, Any]] = {}

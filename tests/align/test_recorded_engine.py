@@ -17,6 +17,7 @@ from cli_runs import Ran, run_main, run_program
 from profile_bench import Bench, script
 
 from opkit.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, EXIT_TOOL_MISSING, EXIT_USAGE
+from opkit.layers.captured import CaptureInfo
 
 FRAMEWORK = """
 import json, os, sys
@@ -128,12 +129,43 @@ def test_strict_and_phase_are_heard(bench: Bench, python: Path, trace: Path) -> 
 
 def test_captured_inputs_are_given_to_the_mock(bench: Bench, python: Path, trace: Path) -> None:
     folder = bench.root / "stored"
+    folder.mkdir()
+    CaptureInfo("dsa", "vllm", 0, 0, lengths={"512-0": 512}).write(folder)
     words = ("--inputs", "captured", "--captured", folder.name)
     ran = align(bench, "--e2e-trace", trace, "--python", python, *words)
     assert ran.code == 0, ran.err
     assert bench.sent() == []  # they are there already
     (plan,) = plans(bench)
     assert (plan["inputs"], plan["captured"]) == ("captured", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        (None, "no readable capture"),
+        (CaptureInfo("mla", "vllm", 0, 0, lengths={"512-0": 512}), "captured for mla on vllm"),
+        (CaptureInfo("dsa", "vllm", 0, 0), "holds no inputs"),
+    ],
+)
+def test_a_wrong_capture_is_refused_before_anything_runs(
+    bench: Bench, python: Path, trace: Path, info: CaptureInfo | None, said: str
+) -> None:
+    folder = bench.root / "stored"
+    folder.mkdir()
+    if info is not None:
+        info.write(folder)
+    words = ("--inputs", "captured", "--captured", folder.name)
+    ran = align(bench, "--e2e-trace", trace, "--python", python, *words)
+    assert ran.code == EXIT_BAD_INPUT
+    assert said in ran.err
+    assert "run the mock" not in ran.err
+
+
+def test_variables_before_the_command_are_the_mocks_too(bench: Bench) -> None:
+    ran = align(bench, "--e2e-cmd", f"CHOSEN=backend {bench.command()}", "--dry-run")
+    assert ran.code == 0, ran.err
+    mock = next(line for line in ran.out.splitlines() if "opkit.layers.drive" in line)
+    assert "CHOSEN=backend" in mock
 
 
 def test_inputs_are_captured_from_the_recorded_requests(

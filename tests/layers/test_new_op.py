@@ -114,6 +114,7 @@ def test_the_title_is_where_a_reader_looks(checkout: Path) -> None:
     [
         ("", "cannot be an op's name"),
         ("x", "cannot be an op's name"),
+        ("torch", "is a backend's name"),
         ("Norm", "cannot be an op's name"),
         ("norm-linear", "cannot be an op's name"),
         ("norm linear", "cannot be an op's name"),

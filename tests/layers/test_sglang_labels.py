@@ -75,6 +75,6 @@ def test_another_sglang_is_told_apart(told: list[str]) -> None:
 def test_the_option_names_the_factory() -> None:
     (hook,) = json.loads(FORWARD_HOOKS)
     module, _, name = hook["hook_factory"].partition(":")
-    # The server imports it by opkit's part for servers (tests/align/profile/test_opkit_in_server.py).
+    # The server finds it in opkit's part for servers (test_opkit_in_server.py).
     assert (module, name) == ("opkit_in_server", step_ranges.__name__)
     assert hook["target_modules"]

@@ -30,7 +30,7 @@ from opkit.layers.mock import Forward, Probe
 from opkit.layers.op import AnyCase, Case, GemmCase, LaunchMode
 from opkit.layers.operands import sample
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.provenance import base_versions, source_digests
+from opkit.layers.provenance import base_versions, op_digests, source_digests
 
 WEIGHT_DEVIATION = 0.02  # how models draw their linear layers at the start of training
 # There are no tokens in a product: their rows, and those of a normal distribution, are the same.
@@ -131,7 +131,7 @@ class GemmMock:
             versions={**base_versions(), **versions(self.device)},
             dtypes={"weights": dtypes, "activations": dtypes, "output": "bfloat16"},
             tp_size=self.plan.tp_size,
-            layer_source=source_digests((GemmMock,), ("opkit",)),
+            layer_source=source_digests((GemmMock,), ("opkit",)) | op_digests("gemm", "torch"),
             recipe={
                 "weights": f"normal(0, {WEIGHT_DEVIATION}), torch.Generator of seed "
                 f"{self.plan.seed}, role and shape; one tensor, used by every iteration",

@@ -30,7 +30,7 @@ from opkit.layers.mock import Forward, Mock, Probe
 from opkit.layers.op import GemmCase
 from opkit.layers.operands import dtype_name, sample
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.provenance import base_versions, gpu_versions, source_digests
+from opkit.layers.provenance import base_versions, gpu_versions, op_digests, source_digests
 
 probe.root()  # an ImportError here says that the backend is not installed
 
@@ -89,7 +89,8 @@ class ProductMock:
             engine_args=self.plan.engine_args,
             layer_source=source_digests(
                 (self.upstream.get("Linear"), ProductMock), ("tensorrt_llm", "opkit")
-            ),
+            )
+            | op_digests("gemm", "trtllm"),
             recipe={
                 "weights": f"normal(0, {_DEVIATION}), torch.Generator of the plan's seed, role and "
                 "shape; one tensor, used by every iteration",

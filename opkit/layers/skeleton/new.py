@@ -16,6 +16,7 @@ from pathlib import Path
 from string import Template
 
 from opkit.errors import BadInput
+from opkit.layers.registry import BACKENDS
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 LONGEST = 24  # letters of a name: longer ones would break the lines of the templates
@@ -77,6 +78,8 @@ def _check_name(name: str) -> None:
             f"{name!r} cannot be an op's name",
             f"2 to {LONGEST} lower-case letters, digits and single underscores, a letter first",
         )
+    if name in BACKENDS:
+        raise BadInput(f"{name} is a backend's name, not an op's")
 
 
 def _registered(text: str, name: str) -> str:

@@ -54,8 +54,6 @@ from opkit.layers.prompts import prompt_tokens
 _WORKING_BYTES = 6 * 2**30
 # Tokens of the request whose blocks fill pooled caches: four times what DSA's top-k picks.
 _POOL_TOKENS = 8192
-
-
 # Gives the one-layer model's class once the server's configuration is known.
 ModelOf = Callable[[VllmConfig], type[OneLayerModel]]
 
