@@ -70,6 +70,20 @@ def sample(name: str, tensor: Any) -> Operand:
     )
 
 
+def sample_experts(path: str, module: Any) -> list[Operand]:
+    """The weights of experts below ``module``: parameters [experts, output, input].
+
+    Args:
+        path: the module's, written before their names.
+        module: any module; without such parameters nothing is sampled.
+    """
+    return [
+        sample(f"{path}.{name}", value.flatten(0, 1))
+        for name, value in module.named_parameters()
+        if value.ndim == 3 and value.is_floating_point()
+    ]
+
+
 def watch(
     module: Any, forward: Callable[[], None], phase: str, extra: Mapping[str, Mapping[str, int]]
 ) -> tuple[Operand, ...]:

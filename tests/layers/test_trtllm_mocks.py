@@ -373,7 +373,7 @@ def test_experts_of_a_driven_step_get_steered_states(
     fake: Any, model: Any, monkeypatch: pytest.MonkeyPatch, layout: str, name: str
 ) -> None:
     installed = fake(layout)
-    module = importlib.import_module("opkit.layers.moe.trtllm")
+    module = importlib.import_module("opkit.layers.moe.routing")
     asked: dict[str, Any] = {}
 
     def steer(*given: Any, **more: Any) -> Tensor:
@@ -475,9 +475,11 @@ def test_operands_are_sampled_eagerly(
         return ()
 
     monkeypatch.setattr(shared, "watch", watch)
-    monkeypatch.setattr(
-        shared, "sample", lambda name, value: Operand(name, value.shape, "", 1, 0, 0)
-    )
+    operands = importlib.import_module("opkit.layers.operands")
+    for place in (shared, operands):  # the fakes' tensors hold no values
+        monkeypatch.setattr(
+            place, "sample", lambda name, value: Operand(name, value.shape, "", 1, 0, 0)
+        )
     mock = build(plan("moe", model("qwen3-moe"), CONTEXT))
     before = len(installed.made("MoE.forward"))
     names = [item.name for item in mock.operands(PlannedCase(CONTEXT, LaunchMode.GRAPH))]

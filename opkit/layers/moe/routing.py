@@ -1,6 +1,6 @@
 """Driven routing: which experts each token goes to, and activations that make a router pick them.
 
-Random weights route badly: near-equal hidden states fall on few experts, and how many tokens an
+With random weights near-equal hidden states may fall on few experts, and how many tokens an
 expert gets decides how long the kernels take. So tokens are spread by a stated rule, and the
 router, the engine's own, is given activations from which it can pick nothing else.
 """
@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from opkit.errors import BadInput
+from opkit.layers.geometry import Experts
+from opkit.layers.op import MoeCase
+from opkit.layers.plan import parse_routing
 
 # An expert's popularity lies between these, in tokens (see _popularity).
 _LEAST, _MOST_OF_TOKENS = 1.0, 0.8
@@ -129,6 +132,38 @@ def _lay_out(counts: Any, rows: int, columns: int, stream: Any) -> Any:
     order = stream.permutation(len(counts))
     flat = np.repeat(order, counts[order])
     return stream.permutation(flat.reshape(columns, rows).T)
+
+
+def driven_states(
+    case: MoeCase, experts: Experts, gate: Any, seed: int, dtype: Any, torch: Any
+) -> Any:
+    """Hidden states [tokens, hidden] that an engine's own router sends where the case says.
+
+    Args:
+        case: tokens, and how they are spread.
+        experts: the model's.
+        gate: the engine's module of the router's product; its ``e_score_correction_bias`` counts
+            where the model has one.
+        seed: of the spread and of the noise.
+        dtype: element type of the states; what the router picks is checked in it.
+        torch: the module.
+
+    Raises:
+        BadInput: no states are found for some tokens, see :func:`steer`.
+    """
+    groups = {"groups": experts.groups, "topk_groups": experts.topk_groups}
+    exponent = parse_routing(case.routing)
+    choice = assign(case.tokens, experts.number, experts.topk, exponent, seed, **groups)
+    return steer(
+        gate.weight.detach(),
+        choice,
+        seed,
+        torch,
+        scoring=experts.scoring,
+        bias=getattr(gate, "e_score_correction_bias", None) if experts.bias else None,
+        dtype=dtype,
+        **groups,
+    )
 
 
 def steer(

@@ -21,10 +21,10 @@ from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.model_config import read_config
 from opkit.layers.moe import MOE, experts_path, from_the_first
-from opkit.layers.moe.routing import assign, steer
+from opkit.layers.moe.routing import driven_states
 from opkit.layers.op import LaunchMode, MoeCase
-from opkit.layers.operands import dtype_name, sample
-from opkit.layers.plan import Plan, PlannedCase, parse_routing
+from opkit.layers.operands import dtype_name, sample, sample_experts
+from opkit.layers.plan import Plan, PlannedCase
 
 _FUNCTIONS = ("sglang.srt.layers.moe.moe_runner.", "sglang.srt.layers.moe.fused_moe_triton.")
 
@@ -70,11 +70,7 @@ class MoeMock(SglangMock):
         self.prepare(PlannedCase(planned.case, LaunchMode.EAGER))
         assert self._driven is not None
         ((path, experts),) = self.worker.model.ops().items()
-        weights = [
-            sample(f"{path}.{name}", value.flatten(0, 1))
-            for name, value in experts.named_parameters()
-            if value.ndim == 3
-        ]
+        weights = sample_experts(path, experts)
         inputs = [sample(name, value) for name, value in self._driven[1].tensors().items()]
         return (*weights, *inputs)
 
@@ -82,21 +78,9 @@ class MoeMock(SglangMock):
         """The experts' call for hidden states that the layer's router sends where the rule says."""
         layout = self._geometry.experts
         assert layout is not None
-        groups = {"groups": layout.groups, "topk_groups": layout.topk_groups}
-        exponent = parse_routing(case.routing)
-        choice = assign(case.tokens, layout.number, layout.topk, exponent, self.plan.seed, **groups)
         block = self.worker.model.layer.get_submodule(path.rpartition(".")[0])
-        gate = block.gate
-        hidden = steer(
-            gate.weight.detach(),
-            choice,
-            self.plan.seed,
-            torch,
-            scoring=layout.scoring,
-            bias=getattr(gate, "e_score_correction_bias", None) if layout.bias else None,
-            dtype=self.worker.runner.dtype,
-            **groups,
-        )
+        gate, dtype = block.gate, self.worker.runner.dtype
+        hidden = driven_states(case, layout, gate, self.plan.seed, dtype, torch)
         context = ForwardContext(attn_backend=self.worker.runner.attn_backend)
         with torch.no_grad(), forward_context(context):
             logits = gate(hidden)

@@ -21,10 +21,10 @@ from opkit.layers.backends.trtllm.worker import LayerWorker
 from opkit.layers.geometry import Experts, read_geometry
 from opkit.layers.model_config import read_config
 from opkit.layers.moe import MOE, from_the_first
-from opkit.layers.moe.routing import assign, steer
+from opkit.layers.moe.routing import driven_states
 from opkit.layers.op import MoeCase
 from opkit.layers.operands import dtype_name
-from opkit.layers.plan import Plan, parse_routing
+from opkit.layers.plan import Plan
 
 probe.root()  # an ImportError here says that the backend is not installed
 
@@ -50,17 +50,10 @@ class MoeMock(TrtllmMock):
         torch = importlib.import_module("torch")
         experts = self.worker.geometry.experts
         assert experts is not None
-        groups = {"groups": experts.groups, "topk_groups": experts.topk_groups}
-        exponent, seed = parse_routing(case.routing), self.plan.seed
-        choice = assign(case.tokens, experts.number, experts.topk, exponent, seed, **groups)
         path = call.seam.path.rpartition(".")[0]
         gate = module_of(self.upstream, self.worker.layer, Seam(f"{path}.gate"))
         hidden = call.bound.arguments["x"]
-        bias = getattr(gate, "e_score_correction_bias", None)
-        steered = steer(
-            gate.weight.detach(), choice, seed, torch, scoring=experts.scoring, bias=bias,
-            dtype=hidden.dtype, **groups,
-        )  # fmt: skip
+        steered = driven_states(case, experts, gate, self.plan.seed, hidden.dtype, torch)
         hidden.copy_(steered)
         with self.worker.engine_context():
             call.replace("router_logits", gate(hidden))

@@ -20,10 +20,10 @@ from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.moe import MOE, experts_path, from_the_first
-from opkit.layers.moe.routing import assign, steer
+from opkit.layers.moe.routing import driven_states
 from opkit.layers.op import LaunchMode, MoeCase
-from opkit.layers.operands import dtype_name, sample
-from opkit.layers.plan import Plan, PlannedCase, parse_routing
+from opkit.layers.operands import dtype_name, sample, sample_experts
+from opkit.layers.plan import Plan, PlannedCase
 
 
 class MoeMock(VllmMock):
@@ -70,11 +70,7 @@ class MoeMock(VllmMock):
         self.prepare(PlannedCase(planned.case, LaunchMode.EAGER))
         assert self._driven is not None
         ((path, experts),) = self.model.ops().items()
-        weights = [
-            sample(f"{path}.{name}", value.flatten(0, 1))
-            for name, value in experts.named_parameters()
-            if value.ndim == 3
-        ]
+        weights = sample_experts(path, experts)
         inputs = [sample(name, value) for name, value in self._driven[1].items()]
         return (*weights, *inputs)
 
@@ -86,20 +82,9 @@ class MoeMock(VllmMock):
         """
         layout = self._geometry.experts
         assert layout is not None
-        groups = {"groups": layout.groups, "topk_groups": layout.topk_groups}
-        exponent = parse_routing(case.routing)
-        choice = assign(case.tokens, layout.number, layout.topk, exponent, self.plan.seed, **groups)
         gate = experts.gate if experts.gate is not None else self._outer_gate()
-        hidden = steer(
-            gate.weight.detach(),
-            choice,
-            self.plan.seed,
-            torch,
-            scoring=layout.scoring,
-            bias=getattr(gate, "e_score_correction_bias", None) if layout.bias else None,
-            dtype=self.worker.config.model_config.dtype,
-            **groups,
-        )
+        dtype = self.worker.config.model_config.dtype
+        hidden = driven_states(case, layout, gate, self.plan.seed, dtype, torch)
         if experts.gate is not None:
             return {"hidden_states": hidden, "router_logits": hidden}
         with torch.inference_mode():

@@ -18,7 +18,7 @@ from opkit.layers.backends.sglang.worker import LayerWorker, pool_buffers
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.op import LaunchMode, Op
-from opkit.layers.operands import dtype_name, sample, watch
+from opkit.layers.operands import dtype_name, sample, sample_experts, watch
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import (
     gpu_versions,
@@ -115,9 +115,7 @@ class SglangMock:
         phase, step, found = planned.case.phase, self.worker.step, []
         assert step is not None
         for path, module in self.worker.model.ops().items():
-            for name, value in module.named_parameters():
-                if value.ndim == 3:  # experts' weights: [experts, output, input]
-                    found.append(sample(f"{path}.{name}", value.flatten(0, 1)))
+            found += sample_experts(path, module)
         for call in step.calls:
             for name, value in call.tensors().items():
                 if value.is_floating_point():

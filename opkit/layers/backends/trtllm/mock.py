@@ -19,7 +19,7 @@ from opkit.layers.graphs import Launcher
 from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import CacheView, Forward, Probe
 from opkit.layers.op import Case, LaunchMode, Op
-from opkit.layers.operands import dtype_name, sample, watch
+from opkit.layers.operands import dtype_name, sample, sample_experts, watch
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import (
     gpu_versions,
@@ -159,9 +159,7 @@ class TrtllmMock:
                 if value.is_floating_point() and value.ndim:
                     found.append(sample(f"{phase} {name}", value))
             if call.seam.method == "forward":
-                for name, value in call.target.named_parameters():  # type: ignore[attr-defined]
-                    if value.ndim == 3 and value.is_floating_point():  # experts' weights
-                        found.append(sample(f"{call.seam.path}.{name}", value.flatten(0, 1)))
+                found += sample_experts(call.seam.path, call.target)
                 found += watch(call.target, forward, str(phase), {})
         return tuple({operand.name: operand for operand in found}.values())
 

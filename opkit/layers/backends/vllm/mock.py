@@ -22,7 +22,7 @@ from opkit.layers.manifest import Manifest, Operand
 from opkit.layers.mock import Forward, Probe
 from opkit.layers.model_config import read_config
 from opkit.layers.op import LaunchMode, Op
-from opkit.layers.operands import dtype_name, sample, watch
+from opkit.layers.operands import dtype_name, sample, sample_experts, watch
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.provenance import (
     file_digest,
@@ -126,9 +126,7 @@ class VllmMock:
         forward = self.prepare(PlannedCase(planned.case, LaunchMode.EAGER))
         phase, found = planned.case.phase, []
         for path, module in self.model.ops().items():
-            for name, value in module.named_parameters():
-                if value.ndim == 3:  # experts' weights: [experts, output, input]
-                    found.append(sample(f"{path}.{name}", value.flatten(0, 1)))
+            found += sample_experts(path, module)
         for name, value in self.worker.inputs().items():
             if value.is_floating_point():
                 found.append(sample(f"{phase} {name}", value))
