@@ -20,7 +20,10 @@ from opkit.nsys_parsers.reading import Via
 
 THREAD = 0xFFFFFF
 FOREVER = 2**62
-STEP = re.compile(r"execute_context_\d+\(\d+\)_generation_\d+\(\d+\)|_forward_step \d+: \d+ ctx")
+STEP = re.compile(
+    r"execute_context_\d+\(\d+\)_generation_\d+\(\d+\)|_forward_step \d+: \d+ ctx"
+    r"|step\[(EXTEND|DECODE) bs="
+)
 KERNEL, RUNTIME = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME"
 Moment = tuple[int, int]  # thread, time
 
