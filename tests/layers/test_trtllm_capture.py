@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trtllm_fakes import Fake, Model, Tensor, install
+from trtllm_fakes import Model, install
+from trtllm_paper import Fake, Tensor
 
 import opkit
 from opkit.errors import BadInput, ToolMissing

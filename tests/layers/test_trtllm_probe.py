@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trtllm_fakes import FILE, LAYOUTS, Fake, install, signatures
+from trtllm_fakes import install
+from trtllm_paper import FILE, LAYOUTS, Fake, signatures
 
 from opkit.errors import ToolMissing
 from opkit.layers.backends.trtllm import probe
