@@ -22,8 +22,8 @@ from opkit.collect.comm import measure as measuring
 from opkit.collect.comm.collectives import WrongResult
 from opkit.collect.comm.measure import Party
 from opkit.collect.comm.plan import TIMING, CommCase
-from opkit.collect.timing.nvml import Gpu
 from opkit.layers.op import LaunchMode
+from opkit.sensors.nvml import Gpu
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "comm.md").read_text("utf-8")
 needs_torch = pytest.mark.skipif(

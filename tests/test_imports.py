@@ -17,11 +17,14 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # Every part may import itself, ``opkit`` (the version) and ``opkit.errors``; beyond that:
 ALLOWED = {
-    "cli": {"align", "collect", "reports", "layers", "nsys_parsers"},
+    "cli": {"align", "collect", "bench", "doctor", "reports", "layers", "nsys_parsers"},
     "__main__": {"cli"},
     # Results and ledger entries are plain data of align.
-    "reports": {"align", "collect", "layers", "nsys_parsers"},
-    "collect": {"align", "layers", "nsys_parsers"},
+    "reports": {"align", "collect", "bench", "doctor", "layers", "nsys_parsers"},
+    "collect": {"align", "layers", "nsys_parsers", "sensors"},
+    "bench": {"sensors"},
+    "doctor": {"layers", "nsys_parsers", "sensors"},
+    "sensors": set(),
     "align": {"layers", "nsys_parsers"},
     "layers": set(),
     "nsys_parsers": set(),
@@ -51,12 +54,15 @@ def part_of(name: str) -> str:
     # The files of the command line.
     for suffix in (
         "_align",
+        "_bench",
         "_check",
         "_collect",
         "_comm",
+        "_doctor",
         "_layers",
         "_model",
         "_output",
+        "_report",
         "_trace",
     ):
         part = part.removesuffix(suffix)

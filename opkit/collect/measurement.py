@@ -8,6 +8,7 @@ from typing import Any
 
 from opkit.errors import BadInput
 from opkit.layers.op import LaunchMode
+from opkit.sensors.state import GpuState
 
 PACINGS = ("burst", "sustained")
 L2_STATES = ("warm", "cold")
@@ -43,20 +44,6 @@ class Timing:
     gpu_time: bool = True
     power: bool = False
     power_seconds: float = 1.0
-
-
-@dataclass(frozen=True)
-class GpuState:
-    """The GPU at one moment, by NVML; None where the GPU does not tell.
-
-    ``throttle`` are the reasons that NVML gives for a lowered clock, in its own words.
-    """
-
-    sm_mhz: int | None = None
-    memory_mhz: int | None = None
-    temperature_c: int | None = None
-    power_w: float | None = None
-    throttle: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from opkit.collect.measurement import GpuState, KernelTime, Measurement, Timing
+from opkit.collect.measurement import KernelTime, Measurement, Timing
 from opkit.collect.timing.device import Pace, Run
 from opkit.collect.timing.kernel_times import Trace
 from opkit.collect.timing.measure import measure
-from opkit.collect.timing.nvml import Gpu
+from opkit.sensors.nvml import Gpu
+from opkit.sensors.state import GpuState
 
 BACK_TO_BACK = Pace()
 BUSY = GpuState(1980, 2619, 45, 400.0)

@@ -12,13 +12,14 @@ import duckdb
 import pytest
 
 from opkit.collect.install.estimate import VARIABLE, Aiconfigurator, find_aiconfigurator
-from opkit.collect.measurement import GpuState, KernelTime, Measurement, Timing
+from opkit.collect.measurement import KernelTime, Measurement, Timing
 from opkit.collect.tables.provenance import About, head_of
 from opkit.collect.work import Fault, Row
 from opkit.errors import ToolMissing
 from opkit.layers.dsa import DSA
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import LaunchMode
+from opkit.sensors.state import GpuState
 
 H100 = "NVIDIA H100 80GB HBM3"
 HEADS = (1, 2, 4, 8, 16, 32, 64, 128)

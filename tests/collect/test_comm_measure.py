@@ -15,9 +15,10 @@ from opkit.collect.comm import measure as measuring
 from opkit.collect.comm.collectives import WrongResult
 from opkit.collect.comm.measure import LEAD_SECONDS, Party, measure
 from opkit.collect.comm.plan import CommCase
-from opkit.collect.measurement import GpuState, Timing, measurement_from_json
-from opkit.collect.timing.nvml import Gpu
+from opkit.collect.measurement import Timing, measurement_from_json
 from opkit.layers.op import LaunchMode
+from opkit.sensors.nvml import Gpu
+from opkit.sensors.state import GpuState
 
 TIMING = Timing(warmups=2, min_iterations=20, max_iterations=60, spread=0.01, max_seconds=30.0)
 

@@ -8,8 +8,8 @@ import pytest
 from fake_torch import BARE_UUID, SPIN, FakeTorch
 
 from opkit.collect.timing.device import CpuDevice, CudaDevice, Pace, open_device
-from opkit.collect.timing.nvml import Gpu
 from opkit.errors import ToolMissing
+from opkit.sensors.nvml import Gpu
 
 
 def cuda(torch: FakeTorch) -> CudaDevice:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from opkit.collect.measurement import GpuState, KernelTime, Measurement, Power
+from opkit.collect.measurement import KernelTime, Measurement, Power
 from opkit.collect.work import Fault, Row
 from opkit.collect.workers import parts as parts_module
 from opkit.collect.workers.parts import Part, PartFailed, Parts, read_parts
 from opkit.errors import BadInput
 from opkit.layers.op import LaunchMode
+from opkit.sensors.state import GpuState
 
 
 def row_of(key: str, *, ok: bool = True, created: str = "2026-01-01", attempts: int = 1) -> Row:

@@ -12,8 +12,8 @@ from fake_nvml import UUID, FakeNvml, NVMLError_NotSupported
 from opkit.collect.measurement import Timing
 from opkit.collect.timing.device import CpuDevice, Run
 from opkit.collect.timing.measure import measure
-from opkit.collect.timing.nvml import Gpu, open_gpu
-from opkit.collect.timing.power import (
+from opkit.collect.timing.power import measure_power
+from opkit.sensors.meter import (
     LEAD,
     LEAD_AVERAGED,
     Meter,
@@ -22,8 +22,8 @@ from opkit.collect.timing.power import (
     choose_meter,
     mean_level,
     mean_rate,
-    measure_power,
 )
+from opkit.sensors.nvml import Gpu, open_gpu
 
 NO_ENERGY = {"nvmlDeviceGetTotalEnergyConsumption": NVMLError_NotSupported("no")}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_device import BUSY, GEMM, LOST, counts, fake, run, traced_counts
 
-from opkit.collect.measurement import GpuState, Measurement, Timing, measurement_from_json
+from opkit.collect.measurement import Measurement, Timing, measurement_from_json
 from opkit.collect.timing.device import CpuDevice
 from opkit.collect.timing.measure import (
     FIRST_LEAD,
@@ -22,6 +22,7 @@ from opkit.collect.timing.measure import (
 )
 from opkit.errors import BadInput
 from opkit.layers.op import LaunchMode
+from opkit.sensors.state import GpuState
 
 GRAPH = LaunchMode.GRAPH
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "timing.md").read_text("utf-8")

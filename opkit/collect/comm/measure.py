@@ -24,11 +24,12 @@ from opkit.collect.comm.collectives import (
     spoil,
 )
 from opkit.collect.comm.plan import CommCase, launches
-from opkit.collect.measurement import GpuState, Measurement, Timing
-from opkit.collect.timing.nvml import THROTTLES, Gpu
+from opkit.collect.measurement import Measurement, Timing
 from opkit.collect.timing.stats import half_width, median
 from opkit.collect.workers.faults import describe
 from opkit.layers.op import LaunchMode
+from opkit.sensors.nvml import THROTTLES, Gpu
+from opkit.sensors.state import GpuState
 
 BLOCK = 10  # batches between two looks at the spread
 # How long the GPUs wait so that every host gets ahead of them. A graph is queued in some 10 µs, a

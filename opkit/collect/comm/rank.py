@@ -22,11 +22,11 @@ from opkit.collect.comm.collectives import WrongResult
 from opkit.collect.comm.measure import Party, measure
 from opkit.collect.comm.plan import CommCase
 from opkit.collect.measurement import Timing
-from opkit.collect.timing.nvml import Gpu, open_gpu
 from opkit.collect.work import Fault
 from opkit.collect.workers.faults import describe, fault_of
 from opkit.collect.workers.tether import tether
 from opkit.layers.op import LaunchMode
+from opkit.sensors.nvml import Gpu, open_gpu
 
 HOST = "127.0.0.1"
 # The parent decides what takes too long; nothing in here gives up before it.

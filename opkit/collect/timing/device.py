@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from opkit.collect.timing.kernel_times import Activity, Trace, summarise
-from opkit.collect.timing.nvml import Gpu, open_gpu
 from opkit.errors import ToolMissing
+from opkit.sensors.nvml import Gpu, open_gpu
 
 _LOG = logging.getLogger(__name__)
 

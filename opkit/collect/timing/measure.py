@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from opkit.collect.measurement import L2_STATES, PACINGS, GpuState, Measurement, Power, Timing
+from opkit.collect.measurement import L2_STATES, PACINGS, Measurement, Power, Timing
 from opkit.collect.timing.device import Device, Forward, Pace
 from opkit.collect.timing.kernel_times import Trace
-from opkit.collect.timing.nvml import THROTTLES
 from opkit.collect.timing.power import measure_power
 from opkit.collect.timing.stats import deviation, half_width, median
 from opkit.errors import BadInput
 from opkit.layers.op import LaunchMode
+from opkit.sensors.nvml import THROTTLES
+from opkit.sensors.state import GpuState
 
 # Burst: rest 3 times as long as the work, so that the GPU works a quarter of the time and its mean
 # power stays far below the limit: 7 ms of an H100's prefill took equally long after rests of 20 and

@@ -11,7 +11,7 @@ import importlib
 import logging
 from typing import Any
 
-from opkit.collect.measurement import GpuState
+from opkit.sensors.state import GpuState
 
 _LOG = logging.getLogger(__name__)
 

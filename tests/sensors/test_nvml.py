@@ -9,8 +9,8 @@ import pynvml
 import pytest
 from fake_nvml import ASKED_WITH, UUID, FakeNvml, NVMLError_NotSupported, NVMLError_Unknown
 
-from opkit.collect.measurement import GpuState
-from opkit.collect.timing.nvml import REASONS, THROTTLES, Gpu, open_gpu
+from opkit.sensors.nvml import REASONS, THROTTLES, Gpu, open_gpu
+from opkit.sensors.state import GpuState
 
 
 def test_a_state_has_everything_in_its_unit() -> None:
