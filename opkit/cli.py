@@ -60,13 +60,16 @@ def _complain(sentence: str, hint: str = "") -> None:
 # reading them all takes longer than most answers.
 COMMANDS = {
     "align": "opkit.cli_align",
+    "bench": "opkit.cli_bench",
     "check": "opkit.cli_check",
     "collect": "opkit.cli_collect",
     "comm": "opkit.cli_comm",
+    "doctor": "opkit.cli_doctor",
     "install": "opkit.cli_collect",
     "layers": "opkit.cli_layers",
     "model": "opkit.cli_model",
     "new": "opkit.cli_layers",
+    "report": "opkit.cli_report",
     "status": "opkit.cli_align",
     "trace": "opkit.cli_trace",
     "verify": "opkit.cli_collect",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from rich.console import Console
 
 from opkit.align import options as asked
 from opkit.align.ledger import Ledger
+from opkit.align.profile.command_line import read_command
 from opkit.align.profile.e2e import Collect, Mode
 from opkit.align.result import Outcome
 from opkit.align.result_json import align_json
+from opkit.align.run import LiveRequest
+from opkit.cli_doctor import look_before_run
 from opkit.cli_output import PathType, show, shown
 from opkit.collect.record import find_records
 from opkit.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
@@ -125,20 +129,23 @@ Seconds = click.FloatRange(min=0)
 @click.option(
     "--out", type=PathType, default=Path("opkit-out"), show_default=True, help="Output folder."
 )
+@click.option("--no-doctor", is_flag=True, help="Run whatever `opkit doctor` would say.")
 @click.option("--dry-run", is_flag=True, help="Print every command that would run, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the kernel table of every case.")
-def align(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
+def align(no_doctor: bool, dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
     """Compare OP's kernels in the mock and in the real engine.
 
     Exit code: 0 pass, 1 fail, 3 inconclusive; others: nothing was compared.
     """
     options = asked.AlignOptions(**given)
     if dry_run:
-        show(asked.dry_run(options))
+        text = asked.dry_run(options)
+        data = {"schema": "opkit.dry_run/1", "lines": text.splitlines()}
+        show(json.dumps(data, indent=1) + "\n" if as_json else text)
         return 0
     with Progress() as progress:
-        found = asked.answer(options, progress)
+        found = asked.answer(options, progress, None if no_doctor else _look_first(progress))
     if as_json:
         show(json.dumps(align_json(found.result), indent=1) + "\n")
     else:
@@ -147,6 +154,17 @@ def align(dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
         name = Ledger(options.out / "ledger.db").record(found.result, found.folder)
         print(f"recorded as {name}; files in {found.folder}", file=sys.stderr)
     return EXIT_CODES[found.result.verdict]
+
+
+def _look_first(progress: Progress) -> Callable[[LiveRequest], None]:
+    """The doctor's look at the machine before a run, with the serving command's variables."""
+
+    def look(request: LiveRequest) -> None:
+        e2e = request.e2e
+        env = read_command(e2e.command, e2e.engine, e2e.url).env
+        look_before_run(request.e2e.out_dir, progress.aside, env=env)
+
+    return look
 
 
 @click.command()
@@ -160,7 +178,10 @@ def status(op: str | None, out: Path, as_json: bool) -> None:
     entries = Ledger(out / "ledger.db").entries(find_op(op).name if op else None)
     collections = find_records(out, op)
     if as_json:
-        rows = [{k: v for k, v in vars(entry).items() if k != "result"} for entry in entries]
+        rows = [
+            {k: v for k, v in vars(entry).items() if k != "result"} | {"short": entry.short}
+            for entry in entries
+        ]
         made = [{"folder": str(folder), **asdict(record)} for folder, record in collections]
         found = {"schema": "opkit.status/1", "entries": rows, "collections": made}
         show(json.dumps(found, indent=1) + "\n")

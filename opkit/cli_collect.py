@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from opkit.align.ledger import Ledger
+from opkit.cli_doctor import look_before_run
 from opkit.cli_output import PathType, show, shown
 from opkit.collect import repeat
 from opkit.collect.install.proof import FACTOR
@@ -146,9 +147,10 @@ def timings(command: Command) -> Command:
 @click.option("--eager", is_flag=True, help="Launch kernels one by one, whatever the engine does.")
 @click.option("--retry-failed", is_flag=True, help="Measure quarantined cases again.")
 @click.option("--seed", default=0, show_default=True, help="Of prompts and operands.")
+@click.option("--no-doctor", is_flag=True, help="Run whatever `opkit doctor` would say.")
 @timings
 @places
-def collect(plan_only: bool, as_json: bool, **given: Any) -> int:
+def collect(plan_only: bool, no_doctor: bool, as_json: bool, **given: Any) -> int:
     """Measure OP's cases and write perf tables, if the ledger admits it.
 
     Exit code: 0 every planned row is in a table, 1 some are not, 7 refused.
@@ -176,6 +178,9 @@ def collect(plan_only: bool, as_json: bool, **given: Any) -> int:
             show(shown(lambda console: print_plan(job.sweep, job.groups, done, refused, console)))
         return EXIT_PASS
     with RunBar() as bar:
+        if not no_doctor:
+            uuids = tuple(gpu.uuid for gpu in job.where.gpus)
+            look_before_run(job.folder, bar.aside, nsys=False, gpus=uuids)
         found = run_collect(job, bar)
     if as_json:
         show(json.dumps(_collected_json(found), indent=1) + "\n")

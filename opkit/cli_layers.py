@@ -38,7 +38,12 @@ def layers(python: str, as_json: bool) -> None:
     default=Path(),
     help="The checkout to write into; default: this folder.",
 )
-def new(op: str, title: str, into: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def new(op: str, title: str, into: Path, as_json: bool) -> None:
     """Write a working op OP into a checkout: definition, torch mock, sweep, tests, page."""
     written = write_op(op, into, title)
+    if as_json:
+        data = {"schema": "opkit.new/1", "op": op, **asdict(written)}
+        show(json.dumps(data, indent=1, default=str) + "\n")
+        return
     show(shown(lambda console: print_new(op, written, console)))

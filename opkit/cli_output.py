@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from opkit.errors import BadInput
+
 PathType = click.Path(path_type=Path)
 
 
@@ -35,3 +37,27 @@ def shown(draw: Callable[[Console], None]) -> str:
     with console.capture() as report:
         draw(console)
     return report.get()
+
+
+def write_file(path: Path, text: str, *, force: bool) -> None:
+    """Write a result to a file, in one step, and say so on stderr; ``-`` is stdout.
+
+    Raises:
+        BadInput: the file exists and is not to be overwritten.
+    """
+    if str(path) == "-":
+        show(text)
+        return
+    target = path.resolve()  # a link stays one
+    if target.exists() and not target.is_file():  # a pipe or a device takes the text as it is
+        target.write_text(text, "utf-8")
+        return
+    if target.exists() and not force:
+        raise BadInput(f"{path}: exists already", "--force overwrites it")
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"wrote {path} ({len(text.encode()) / 1000:,.0f} kB)", file=sys.stderr)

@@ -316,14 +316,24 @@ def trace_diff(
 @click.option("--modules", help="Keep only module ranges whose path matches this expression.")
 @click.option("--steps", type=int, help="Keep the first N steps of each label.")
 @click.option("--iterations", type=int, help="Keep the first N iterations of each mock case.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def trace_slim(
-    source: Path, target: Path, modules: str | None, steps: int | None, iterations: int | None
+    source: Path,
+    target: Path,
+    modules: str | None,
+    steps: int | None,
+    iterations: int | None,
+    as_json: bool,
 ) -> None:
     """Copy what alignment needs of IN to OUT (.sqlite or .sqlite.gz); drop and scrub the rest."""
     from opkit.nsys_parsers.keep import Keep
     from opkit.nsys_parsers.slim import slim
 
     report = slim(source, target, keep=Keep(modules=modules, steps=steps, iterations=iterations))
+    if as_json:
+        data = {"schema": "opkit.trace.slim/1", "target": str(target), **asdict(report)}
+        show(json.dumps(data, indent=1) + "\n")
+        return
     kept = sum(after for _, after in report.rows.values())
     show(
         f"{target}: {report.target_bytes:,} bytes of {report.source_bytes:,}; {kept:,} rows in "

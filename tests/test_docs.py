@@ -28,11 +28,14 @@ def test_every_option_is_in_the_readme(name: str) -> None:
 
 # Where a command's options are told, beside the README.
 PAGES = {
+    "bench": "bench.md",
     "check": "check.md",
     "comm": "comm.md",
+    "doctor": "doctor.md",
     "install": "tables.md",
     "model": "models.md",
     "new": "new-op.md",
+    "report": "report.md",
     "trace": "trace.md",
 }
 

@@ -38,6 +38,7 @@ ANSWERS = "opkit.nsys_parsers.views"
 PLAIN_DATA = (
     "opkit.align.result",
     "opkit.align.result_json",
+    "opkit.align.comparison",
     "opkit.align.ledger",
     "opkit.align.policy",
 )

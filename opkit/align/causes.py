@@ -86,6 +86,10 @@ DATA_DEPENDENT = Advice(
     "these kernels' time depends on operand values (ties, locality), and the values differ",
     "give mock and engine the same weights and the same kind of activations",
 )
+ROUTING = Advice(
+    "the mock's tokens met another number of experts than the engine's, whose weights are the time",
+    "align with --inputs captured: the engine's own hidden states, so the router's own choices",
+)
 DEGENERATE = Advice(
     "the mock's operands are degenerate (zeros, or equal rows)",
     "fill weights as the engine does, and feed rows that differ",

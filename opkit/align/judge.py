@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,18 +30,32 @@ from opkit.align.profile.command_line import read_command
 from opkit.align.regions import (
     CaseRegions,
     Region,
-    Sorted,
+    Times,
     intruders,
     mock_regions,
     silent_iterations,
-    sort_regions,
+    sum_times,
 )
-from opkit.align.result import AlignResult, CaseMatch, Method, PhaseResult, SideSummary, worst
+from opkit.align.result import (
+    MAX_SAMPLES,
+    AlignResult,
+    CaseMatch,
+    KernelShare,
+    Method,
+    PhaseResult,
+    SideSummary,
+    worst,
+)
+from opkit.align.sorting import Sorted, sort_regions
 from opkit.errors import BadInput
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import Case, Op, Phase
 from opkit.nsys_parsers.export import TraceFacts
 from opkit.nsys_parsers.trace import open_trace
+
+# Names listed of what lies outside the op's regions: enough to see whether something of it is
+# missing there.
+MAX_NAMES = 12
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,7 @@ def judge(question: Question) -> AlignResult:
         backend=backend,
         verdict=worst([phase.verdict for phase in phases]),
         phases=phases,
-        provenance=_provenance(question, mock_facts, mock_manifest, engine),
+        provenance=_provenance(question, backend, mock_facts, mock_manifest, engine),
         notes=tuple(dict.fromkeys(engine.notes)),
     )
 
@@ -212,7 +227,23 @@ def _match(question: Question, own: list[Region], found: list[CaseRegions]) -> C
         attributed=min(part.attributed for part in found),
         explained=min(part.explained for part in found),
         pairs=match_regions(mock.modal, e2e.modal, question.policy),
+        steps=sum(len(part.steps.steps) for part in found),
+        unattributed=_shares([part.lost for part in found], found),
+        outside=_shares([part.outside for part in found], found),
     )
+
+
+def _shares(
+    parts: Sequence[tuple[Times, ...]], found: Sequence[CaseRegions]
+) -> tuple[KernelShare, ...]:
+    """The names with most time, the rest as one entry; shares of the steps' GPU time."""
+    total = max(1, sum(case.gpu_ns for case in found))
+    names = list(sum_times(times for part in parts for times in part))
+    rest = names[MAX_NAMES:]
+    if rest:
+        said = f"{len(rest)} other names"
+        names[MAX_NAMES:] = sum_times(Times(said, x.launches, x.gpu_ns) for x in rest)
+    return tuple(KernelShare(x.name, x.launches, x.gpu_ns, x.gpu_ns / total) for x in names)
 
 
 def _side(found: Sorted, unattributed: int) -> SideSummary:
@@ -228,7 +259,15 @@ def _side(found: Sorted, unattributed: int) -> SideSummary:
         gpu_ns=_median([region.gpu_ns for region in regions]),
         elapsed_ns=_median([region.elapsed_ns for region in regions]),
         unattributed=unattributed,
+        samples_ns=tuple(region.gpu_ns for region in _evenly(regions)),
     )
+
+
+def _evenly(regions: Sequence[Region]) -> Sequence[Region]:
+    """At most ``MAX_SAMPLES`` regions, evenly over the trace."""
+    if len(regions) <= MAX_SAMPLES:
+        return regions
+    return [regions[i * len(regions) // MAX_SAMPLES] for i in range(MAX_SAMPLES)]
 
 
 def _median(values: list[int]) -> int:
@@ -284,9 +323,10 @@ def _flags(engine: Manifest) -> str:
 
 
 def _provenance(
-    question: Question, mock_facts: TraceFacts, mock: Manifest | None, engine: Engine
+    question: Question, backend: str, mock_facts: TraceFacts, mock: Manifest | None, engine: Engine
 ) -> dict[str, Any]:
     e2e = engine.manifest
+    pattern = question.op.region[backend]
     gpus = [gpu for facts in (mock_facts, *engine.facts) for gpu in facts.gpus]
     versions: dict[str, str] = {**(mock.versions if mock else {}), **(e2e.versions if e2e else {})}
     return {
@@ -299,6 +339,7 @@ def _provenance(
         "dtypes": mock.dtypes if mock else {},
         "tp_size": mock.tp_size if mock else 1,
         "engine_args": list(mock.engine_args) if mock else [],
+        "region": {"module": pattern.module, "borders": list(pattern.borders)},
         "layer_source": mock.layer_source if mock else {},
         "recipe": mock.recipe if mock else {},
         "operands": [asdict(operand) for operand in mock.operands] if mock else [],

@@ -76,6 +76,11 @@ class LedgerEntry:
         """Whether the phase passed."""
         return self.verdict == Outcome.PASS
 
+    @property
+    def short(self) -> str:
+        """The id's last part, ``ab12cd``: enough to name it by, but for rare twins."""
+        return self.id.rsplit("-", 1)[-1]
+
     def alignment(self) -> AlignResult:
         """The whole alignment that the entry belongs to."""
         return align_from_json(json.loads(self.result), f"ledger entry {self.id}")

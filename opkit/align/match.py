@@ -83,24 +83,32 @@ def _trace_back(
     return pairs[::-1]
 
 
-def kernel_stat(launches: Sequence[Launch]) -> KernelStat:
-    """Statistics of one place of the sequence over all regions."""
+def kernel_stat(launches: Sequence[Launch], starts: Sequence[int]) -> KernelStat:
+    """Statistics of one place of the sequence over all regions.
+
+    Args:
+        launches: one a region.
+        starts: the first start of each of these regions, ns.
+    """
     times = sorted(launch.duration for launch in launches)
     median = statistics.median(times)
-    first = launches[0]
+    some = launches[0]
     grids = {launch.grid for launch in launches}
     blocks = {launch.block for launch in launches}
     return KernelStat(
-        name=first.name.demangled,
-        short=first.name.short,
-        family=first.name.family,
-        grid=first.grid if len(grids) == 1 else None,
-        block=first.block if len(blocks) == 1 else None,
+        name=some.name.demangled,
+        short=some.name.short,
+        family=some.name.family,
+        grid=some.grid if len(grids) == 1 else None,
+        block=some.block if len(blocks) == 1 else None,
         calls=len(times),
         median_ns=round(median),
         min_ns=times[0],
         max_ns=times[-1],
         mad_ns=round(statistics.median(abs(t - median) for t in times)),
+        offset_ns=round(
+            statistics.median(x.start - first for x, first in zip(launches, starts, strict=True))
+        ),
     )
 
 
@@ -133,4 +141,6 @@ def match_regions(
 
 
 def _columns(regions: Sequence[Region]) -> list[KernelStat]:
-    return [kernel_stat(place) for place in zip(*(r.launches for r in regions), strict=True)]
+    starts = [min(launch.start for launch in region.launches) for region in regions]
+    places = zip(*(region.launches for region in regions), strict=True)
+    return [kernel_stat(place, starts) for place in places]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -81,8 +82,16 @@ class Answer:
     keep: bool
 
 
-def answer(options: AlignOptions, progress: run.Progress) -> Answer:
+def answer(
+    options: AlignOptions,
+    progress: run.Progress,
+    before_run: Callable[[run.LiveRequest], None] | None = None,
+) -> Answer:
     """Do what the options ask: judge files, or profile both sides first.
+
+    Args:
+        before_run: called with the checked request of a run, before anything of it is started; may
+            raise to stop it. Not called when files are judged.
 
     Raises:
         OpkitError: options, files or programs that cannot be used.
@@ -97,6 +106,8 @@ def answer(options: AlignOptions, progress: run.Progress) -> Answer:
         return Answer(judge(question), options.out, keep=not options.recorded)
     request = _live(options, op, policy, phases)
     require_mock(op, request.backend)
+    if before_run is not None:
+        before_run(request)
     result = run.align_live(request, progress)
     folder = request.e2e.out_dir
     (folder / "result.json").write_text(json.dumps(align_json(result), indent=1) + "\n")

@@ -79,6 +79,15 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Launches of one short name and their summed execution time in ns."""
+
+    name: str
+    launches: int
+    gpu_ns: int
+
+
+@dataclass(frozen=True)
 class StepKernels:
     """One forward step of the engine: all its kernels in launch order, each with its layer or
     None."""
@@ -88,6 +97,7 @@ class StepKernels:
     layers: tuple[int | None, ...]
     by_node: bool  # some layer was found by the graph node's creation
     unlinked: int  # kernels on the GPU meanwhile that no launch row explains
+    lost: tuple[Times, ...] = ()  # these, by name
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,9 @@ class CaseRegions:
     explained: float
     unattributed: int
     silent_steps: int = 0  # steps of this shape in which no kernel of the op was found
+    gpu_ns: int = 0  # of all kernels of these steps
+    lost: tuple[Times, ...] = ()  # kernels that no launch row explains
+    outside: tuple[Times, ...] = ()  # kernels of these steps in no region
 
 
 _KERNEL_COLUMNS = """
@@ -248,30 +261,32 @@ def read_steps(trace: Trace, steps: Iterable[int]) -> dict[int, StepKernels]:
             tuple(_launch(row[4:]) for row in members),
             tuple(row[1] for row in members),  # type: ignore[misc]
             any(bool(row[2]) for row in members),
-            unlinked.get(step, 0),
+            sum(found.launches for found in unlinked.get(step, ())),
+            tuple(unlinked.get(step, ())),
         )
         for step, members in grouped.items()
     }
 
 
-def _unlinked(trace: Trace, wanted: str) -> dict[int, int]:
+def _unlinked(trace: Trace, wanted: str) -> dict[int, list[Times]]:
     """Kernels without a launch row that ran while the step's own kernels ran, per step."""
-    return dict(
-        trace.rows(
-            f"""
-            WITH span AS (
-                SELECT s.range_id AS step, k.pid, min(k.start) AS start, max(k."end") AS "end"
-                FROM step_of s JOIN kernel k ON k.id = s.kernel_id
-                WHERE s.range_id IN ({wanted}) GROUP BY 1, 2),
-            lost AS (SELECT pid, start FROM kernel
-                     WHERE launch_start IS NULL
-                        OR (graph_node IS NOT NULL AND node_start IS NULL)),
-            placed AS (SELECT s.step, l.start, s."end" FROM lost l
-                       ASOF JOIN span s ON s.pid = l.pid AND s.start <= l.start)
-            SELECT step, count(*) FROM placed WHERE start <= "end" GROUP BY 1
-            """
-        )
+    rows = trace.rows(
+        f"""
+        WITH span AS (
+            SELECT s.range_id AS step, k.pid, min(k.start) AS start, max(k."end") AS "end"
+            FROM step_of s JOIN kernel k ON k.id = s.kernel_id
+            WHERE s.range_id IN ({wanted}) GROUP BY 1, 2),
+        lost AS (SELECT pid, start, "end" - start AS ns, name FROM kernel
+                 WHERE launch_start IS NULL OR (graph_node IS NOT NULL AND node_start IS NULL)),
+        placed AS (SELECT s.step, l.start, l.ns, l.name, s."end" FROM lost l
+                   ASOF JOIN span s ON s.pid = l.pid AND s.start <= l.start)
+        SELECT step, name, count(*), sum(ns)::BIGINT FROM placed WHERE start <= "end" GROUP BY 1, 2
+        """
     )
+    found: dict[int, list[Times]] = defaultdict(list)
+    for step, name, launches, ns in rows:
+        found[step].append(Times(parse_name(name).short, launches, ns))
+    return found
 
 
 def nvtx_regions(case: CaseSteps, steps: dict[int, StepKernels]) -> CaseRegions | None:
@@ -308,71 +323,24 @@ def summarise(
         explained=covered / total_ns if total_ns else 0.0,
         unattributed=lost,
         silent_steps=silent,
+        gpu_ns=total_ns,
+        lost=sum_times(found for step in used for found in step.lost),
+        outside=_outside(used, regions),
     )
 
 
-@dataclass(frozen=True)
-class Sorted:
-    """Regions of one side of a case, by whether they launch the most frequent sequence.
-
-    Attributes:
-        modal: those that do.
-        misreported: those that would, but for graph nodes that nsys calls a copy where the others
-            have a kernel of the same duration. Seen with CUPTI 12.5 under a CUDA 13 driver: a node
-            takes the record of a copy node from a graph that was destroyed before
-            (``docs/development.md``).
-        odd: all others.
-    """
-
-    modal: tuple[Region, ...]
-    misreported: tuple[Region, ...]
-    odd: tuple[Region, ...]
+def sum_times(parts: Iterable[Times]) -> tuple[Times, ...]:
+    """The parts added up by name, most time first."""
+    sums: dict[str, Times] = {}
+    for part in parts:
+        old = sums.get(part.name, Times(part.name, 0, 0))
+        sums[part.name] = Times(part.name, old.launches + part.launches, old.gpu_ns + part.gpu_ns)
+    return tuple(sorted(sums.values(), key=lambda times: (-times.gpu_ns, times.name)))
 
 
-# A misreported node keeps its own times: they agree with its peers' within noise of short kernels.
-_SAME_DURATION, _SAME_DURATION_NS = 0.35, 1000
-
-
-def sort_regions(regions: Iterable[Region]) -> Sorted:
-    """Sort regions into those of the most frequent kernel sequence and others."""
-    members = list(regions)
-    if not members:
-        return Sorted((), (), ())
-    common = _true_signature(members)
-    modal = tuple(region for region in members if region.signature == common)
-    others = [region for region in members if region.signature != common]
-    wrong = tuple(region for region in others if _misreported(region, modal[0]))
-    odd = tuple(region for region in others if region not in wrong)
-    return Sorted(modal, wrong, odd)
-
-
-def _true_signature(members: list[Region]) -> tuple[str, ...]:
-    """The most frequent sequence; or, when that one is another misreported, the other: nsys may
-    call a kernel a copy in most replays of a graph."""
-    first: dict[tuple[str, ...], Region] = {}
-    for region in members:
-        first.setdefault(region.signature, region)
-    ranked = [name for name, _ in Counter(r.signature for r in members).most_common()]
-    common = ranked[0]
-    for other in ranked[1:]:
-        if _misreported(first[common], first[other]):
-            common = other
-    return common
-
-
-def _misreported(region: Region, peer: Region) -> bool:
-    """Whether ``region`` differs from ``peer`` only in kernels reported as copies by a graph
-    trace."""
-    if len(region.launches) != len(peer.launches):
-        return False
-    return all(
-        ours.name == theirs.name
-        or (
-            ours.from_graph
-            and ours.name.demangled.startswith("[memcpy")
-            and theirs.grid is not None
-            and abs(ours.duration - theirs.duration)
-            <= _SAME_DURATION * theirs.duration + _SAME_DURATION_NS
-        )
-        for ours, theirs in zip(region.launches, peer.launches, strict=True)
-    )
+def _outside(used: list[StepKernels], regions: list[Region]) -> tuple[Times, ...]:
+    """What the steps ran beside the regions: all their launches less the regions' own."""
+    ran = [(launch, 1) for step in used for launch in step.launches]
+    own = [(launch, -1) for region in regions for launch in region.launches]
+    sums = sum_times(Times(x.name.short, sign, sign * x.duration) for x, sign in ran + own)
+    return tuple(times for times in sums if times.launches)

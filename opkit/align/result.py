@@ -11,6 +11,9 @@ from typing import Any
 
 from opkit.layers.op import Case, LaunchMode, Phase
 
+# Regions of which the GPU time is kept one by one: enough to see drift and outliers by eye.
+MAX_SAMPLES = 240
+
 
 class Outcome(StrEnum):
     """Outcome of one check, and, as the worst of them, the verdict of a phase or an alignment."""
@@ -60,6 +63,8 @@ class KernelStat:
         calls: executions seen.
         median_ns, min_ns, max_ns: of the execution time.
         mad_ns: median absolute deviation of the execution time: its spread.
+        offset_ns: median over regions of its start after the region's first start; None in a
+            result of an older opkit.
     """
 
     name: str
@@ -72,6 +77,7 @@ class KernelStat:
     min_ns: int
     max_ns: int
     mad_ns: int
+    offset_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,8 @@ class SideSummary:
         gpu_ns: median over regions of the summed GPU time.
         elapsed_ns: median over regions of last end minus first start on the GPU timeline.
         unattributed: kernels of these steps that no launch or range explains.
+        samples_ns: GPU time of single regions of the most frequent sequence, in the order in which
+            they ran, rank after rank; at most ``MAX_SAMPLES``, spread evenly.
     """
 
     case: Case
@@ -129,18 +137,80 @@ class SideSummary:
     elapsed_ns: int
     unattributed: int = 0
     misreported: int = 0
+    samples_ns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class KernelShare:
+    """Kernels of one short name in the E2E steps that were read.
+
+    Attributes:
+        name: short name; of the last entry of a long list how many other names it stands for.
+        launches: how often they ran.
+        gpu_ns: summed execution time.
+        share: its part of these steps' GPU time (0 to 1).
+    """
+
+    name: str
+    launches: int
+    gpu_ns: int
+    share: float
+
+
+@dataclass(frozen=True)
+class KernelSum:
+    """All launches of one kernel in a region: sums of median times, a launch count a side."""
+
+    name: str
+    mock_ns: int
+    e2e_ns: int
+    mock_launches: int
+    e2e_launches: int
+    glue: bool
 
 
 @dataclass(frozen=True)
 class CaseMatch:
-    """One case: the mock's regions against the engine's."""
+    """One case: the mock's regions against the engine's.
+
+    Attributes:
+        attributed: share of the E2E steps' kernels that a launch and a range explain.
+        explained: share of the E2E steps' GPU time that the op's regions explain.
+        pairs: the kernels in launch order.
+        steps: E2E steps that were read, over all ranks; 0 in a result of an older opkit.
+        unattributed: kernels that ran during these steps and that no launch explains.
+        outside: kernels of these steps outside the op's regions.
+    """
 
     mock: SideSummary
     e2e: SideSummary
     method: Method
-    attributed: float  # share of the E2E steps' kernels that a launch and a range explain
-    explained: float  # share of the E2E steps' GPU time that the op's regions explain
+    attributed: float
+    explained: float
     pairs: tuple[KernelPair, ...]
+    steps: int = 0
+    unattributed: tuple[KernelShare, ...] = ()
+    outside: tuple[KernelShare, ...] = ()
+
+    @property
+    def by_kernel(self) -> tuple[KernelSum, ...]:
+        """Time by the engine's short name (the mock's where the kernel stands alone), most first.
+
+        Kernels that stand for each other share an entry.
+        """
+        sums: dict[str, KernelSum] = {}
+        for pair in self.pairs:
+            mock, e2e = pair.mock, pair.e2e
+            old = sums.get(pair.name, KernelSum(pair.name, 0, 0, 0, 0, True))
+            sums[pair.name] = KernelSum(
+                pair.name,
+                old.mock_ns + (mock.median_ns if mock else 0),
+                old.e2e_ns + (e2e.median_ns if e2e else 0),
+                old.mock_launches + (mock is not None),
+                old.e2e_launches + (e2e is not None),
+                old.glue and pair.glue,
+            )
+        return tuple(sorted(sums.values(), key=lambda s: -max(s.mock_ns, s.e2e_ns)))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from opkit.align.result import (
     CaseMatch,
     CheckResult,
     KernelPair,
+    KernelShare,
     KernelStat,
     Level,
     Method,
@@ -66,7 +67,7 @@ def align_from_json(data: dict[str, Any], origin: str = "report") -> AlignResult
 
 
 def _phase(phase: PhaseResult) -> dict[str, Any]:
-    names = _case_names(phase.cases)
+    names = case_names(phase.cases)
     return {
         "verdict": str(phase.verdict),
         "method": str(phase.method) if phase.method else None,
@@ -84,7 +85,7 @@ def _phase(phase: PhaseResult) -> dict[str, Any]:
     }
 
 
-def _case_names(cases: tuple[CaseMatch, ...]) -> list[str]:
+def case_names(cases: tuple[CaseMatch, ...]) -> list[str]:
     """A name for each case: its shape, numbered where two cases share one."""
     seen: Counter[str] = Counter()
     names = []
@@ -114,6 +115,9 @@ def _case(name: str, case: CaseMatch) -> dict[str, Any]:
         "method": str(case.method),
         "attributed": case.attributed,
         "explained": case.explained,
+        "steps": case.steps,
+        "unattributed": [asdict(share) for share in case.unattributed],
+        "outside": [asdict(share) for share in case.outside],
     }
 
 
@@ -173,6 +177,10 @@ def _case_from(data: dict[str, Any], kernels: list[dict[str, Any]]) -> CaseMatch
         attributed=data["attributed"],
         explained=data["explained"],
         pairs=tuple(_pair_from(row) for row in kernels if row["case"] == data["case"]),
+        # Absent in results of an older opkit.
+        steps=data.get("steps", 0),
+        unattributed=tuple(KernelShare(**share) for share in data.get("unattributed", ())),
+        outside=tuple(KernelShare(**share) for share in data.get("outside", ())),
     )
 
 
@@ -183,6 +191,7 @@ def _side_from(data: dict[str, Any]) -> SideSummary:
         | {
             "case": Case(**case | {"phase": Phase(case["phase"])}),
             "mode": LaunchMode(data["mode"]) if data["mode"] else None,
+            "samples_ns": tuple(data.get("samples_ns", ())),
         }
     )
 

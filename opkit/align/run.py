@@ -133,7 +133,7 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
 
 def _layer(request: LiveRequest, e2e: E2EPlan) -> int:
     """The layer to capture: the one asked for, or the first after it that has the op's modules."""
-    if request.op.name != "moe" or e2e.model_dir is None:
+    if not request.op.routed or e2e.model_dir is None:
         return request.layer
     experts = read_geometry(e2e.model_dir).experts
     return max(request.layer, experts.first_dense if experts else 0)

@@ -34,11 +34,19 @@ class Step:
 
 @dataclass(frozen=True)
 class CaseSteps:
-    """Steps of one shape. ``past_range``: smallest and largest cache length among decode steps."""
+    """Steps of one shape.
+
+    Attributes:
+        case: the shape.
+        steps: ids of the steps, in the order of the waves.
+        past_range: smallest and largest cache length among decode steps.
+        exact: ids of those that ran just this case, cache length and all.
+    """
 
     case: Case
     steps: tuple[int, ...]
     past_range: tuple[int, int]
+    exact: tuple[int, ...] = ()
 
 
 @dataclass
@@ -90,10 +98,11 @@ def case_steps(steps: list[Step], waves: tuple[Wave, ...]) -> tuple[list[CaseSte
         pasts = sorted(case.past for _, case in members)
         case = replace(members[0][1], past=pasts[len(pasts) // 2])
         ids = tuple(step.id for step, _ in members)
+        exact = tuple(step.id for step, own in members if own.past == case.past)
         if case in merged:
-            ids = merged[case].steps + ids
+            ids, exact = merged[case].steps + ids, merged[case].exact + exact
             pasts = sorted([*pasts, *merged[case].past_range])
-        merged[case] = CaseSteps(case, ids, (pasts[0], pasts[-1]))
+        merged[case] = CaseSteps(case, ids, (pasts[0], pasts[-1]), exact)
     return sorted(merged.values(), key=lambda c: c.case), sorted(set(found.skipped))
 
 

@@ -18,6 +18,7 @@ from opkit.errors import Refused
 from opkit.layers.manifest import Manifest
 from opkit.layers.op import LaunchMode, Op
 from opkit.layers.plan import INPUTS
+from opkit.layers.registry import find_op
 from opkit.nsys_parsers.names import parse_name
 
 # Parts of a layer's source that decide what is launched; opkit's own worker and mock among them.
@@ -262,9 +263,12 @@ def _judged_otherwise(entry: LedgerEntry, policy: Policy) -> list[str]:
 
 
 def _fed_otherwise(entry: LedgerEntry) -> list[str]:
-    """Where the aligned mock's activations were not made as those of every collection are."""
+    """Where the aligned mock's activations were not made as those of every collection are.
+
+    Rows of a routed op state how their tokens were sent; what was captured says the more.
+    """
     inputs = (_provenance(entry).get("recipe") or {}).get("inputs") or INPUTS[0]
-    if inputs == INPUTS[0]:
+    if inputs == INPUTS[0] or (inputs == "captured" and find_op(entry.op).routed):
         return []
     return [f"inputs: {entry.id} holds for {inputs}, rows are measured with {INPUTS[0]}"]
 

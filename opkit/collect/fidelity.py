@@ -193,13 +193,13 @@ def shipped_latencies(
             rows = duckdb.execute(sql, [str(table), *(row[name] for name in names)]).fetchall()
         except duckdb.Error as error:
             raise BadInput(f"{table}: not a readable perf table ({error})") from error
-        value = _between([(float(step), float(ms)) for step, ms in rows], case.past)
+        value = between([(float(step), float(ms)) for step, ms in rows], case.past)
         if value is not None:
             found[case] = value
     return found
 
 
-def _between(points: Sequence[tuple[float, float]], at: float) -> float | None:
+def between(points: Sequence[tuple[float, float]], at: float) -> float | None:
     """Linear interpolation of sorted points; None outside them."""
     for step, value in points:
         if step == at:

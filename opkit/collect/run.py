@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from opkit.align.ledger import FRAMEWORKS
 from opkit.collect.admission import Admission, check_mock, kernel_kind
@@ -322,6 +323,7 @@ def _about(
         planned=_planned(job, rows),
         manifests=manifests,
         flags=flags,
+        missing=_missing(job, rows),
     )
 
 
@@ -346,3 +348,16 @@ def _planned(job: Job, rows: Iterable[Row]) -> dict[str, int]:
         for task in group.tasks:
             tables[task.key] = job.op.table(task.planned.case).name
     return dict(Counter(tables.values()))
+
+
+def _missing(job: Job, rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Cases of this run's sweep that have no row, by table: the run ended before."""
+    known = {row.key for row in rows}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for group in job.groups:
+        for task in group.tasks:
+            if task.key not in known:
+                case = {**dataclasses.asdict(task.planned.case), "mode": str(task.planned.mode)}
+                told = {"key": task.key, "case": case, "group": group.name}
+                found.setdefault(job.op.table(task.planned.case).name, []).append(told)
+    return found

@@ -211,6 +211,8 @@ class Op:
         work: see :data:`Work`.
         shares: keys of ``config.json`` of which a tensor-parallel rank has its share; the mock's
             model is given the local value (see :func:`opkit.layers.geometry.local_overrides`).
+        routed: whether a step's time depends on where its tokens are sent: then equal shapes are
+            compared in the same step only, and collected rows state their routing.
     """
 
     name: str
@@ -222,6 +224,7 @@ class Op:
     columns: Columns | None = None
     work: Work | None = None
     shares: tuple[str, ...] = ("num_attention_heads", "num_key_value_heads")
+    routed: bool = False
 
     def table(self, case: AnyCase) -> Table:
         """The table that ``case`` belongs to; KeyError when the op has none for it."""

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from opkit.align.result import AlignResult, CaseMatch, Level, Outcome
 
 WIDEST = 120  # a wider table only moves its numbers away from its names
 SEPARATOR = " · "
+
+OUTCOME_SIGN = {Outcome.PASS: "✓", Outcome.FAIL: "✗", Outcome.INCONCLUSIVE: "?"}
+LEVEL_SIGN = {
+    Level.SAME: "=",
+    Level.VARIANT: "~",
+    Level.ROLE: "≈",
+    Level.DTYPE: "≠",
+    Level.MOCK_ONLY: "+",
+    Level.E2E_ONLY: "−",
+}
+ALIKE = (Level.SAME, Level.VARIANT, Level.ROLE)
 
 
 def pairs_text(values: dict[str, Any] | None) -> str:
@@ -29,3 +43,72 @@ def model_text(known: dict[str, Any]) -> str:
     if known.get("tp_size"):
         parts.append(f"tp {known['tp_size']}")
     return SEPARATOR.join(part for part in parts if part)
+
+
+def files_text(known: dict[str, Any]) -> str:
+    """The compared traces, each with the beginning of its digest."""
+    return SEPARATOR.join(
+        f"{file.get('name', '?')} ({str(file.get('sha256', ''))[:8]})"
+        for file in known.get("files") or ()
+    )
+
+
+def unlike(case: CaseMatch) -> int:
+    """Kernels that have no like on the other side, glue left out."""
+    return sum(1 for pair in case.pairs if pair.level not in ALIKE and not pair.glue)
+
+
+def shown_cases(cases: Sequence[CaseMatch], verbose: bool) -> list[CaseMatch]:
+    """The cases whose kernels are shown: those with a mismatch, or else the one farthest from 1."""
+    if verbose:
+        return list(cases)
+    differing = [case for case in cases if unlike(case)]
+    if differing or not cases:
+        return differing
+    return [max(cases, key=lambda case: abs((gpu_ratio(case) or 1.0) - 1.0))]
+
+
+def next_step(result: AlignResult) -> str:
+    """What to do about a verdict."""
+    if result.verdict is Outcome.PASS:
+        return f"{result.op} may be collected; `opkit status` lists what has passed"
+    steps = [
+        check.next_step
+        for phase in result.phases
+        for check in phase.checks
+        if check.outcome is result.verdict and check.next_step
+    ]
+    return steps[0] if steps else "see the checks above"
+
+
+def modes_text(case: CaseMatch) -> str:
+    """Launch mode, of mock and engine where they differ."""
+    mock, e2e = (str(side.mode or "mixed") for side in (case.mock, case.e2e))
+    return mock if mock == e2e else f"{mock} / {e2e}"
+
+
+def two_counts(mock: int | None, e2e: int | None) -> str:
+    """A pair of counts, or one number when both sides agree."""
+    if mock == e2e and mock is not None:
+        return f"{mock:,}"
+    return " / ".join("–" if count is None else f"{count:,}" for count in (mock, e2e))
+
+
+def gpu_ratio(case: CaseMatch) -> float | None:
+    """The mock's GPU time over the engine's."""
+    return ratio(case.mock.gpu_ns, case.e2e.gpu_ns)
+
+
+def ratio(mock: int, e2e: int) -> float | None:
+    """Mock over engine; None where the engine took no time."""
+    return mock / e2e if e2e else None
+
+
+def us(ns: int) -> str:
+    """Nanoseconds as microseconds, without the unit."""
+    return f"{ns / 1000:,.1f}"
+
+
+def percent(share: float) -> str:
+    """A share of 1 as percent."""
+    return f"{100 * share:.1f} %"

@@ -68,13 +68,17 @@ class LiveLog:
     def _last_words(self) -> None:
         """Keep what the live part held, if it is to last."""
 
-    def _print(self, message: str, moment: float) -> None:
+    def aside(self, message: str) -> None:
+        """A line of the log that may be overlooked: dim on a terminal."""
+        self._print(message, self._clock(), "dim")
+
+    def _print(self, message: str, moment: float, style: str = "") -> None:
         """One line of the log, stamped with the seconds at ``moment``."""
         if self._deaf:
             return
         stamp = f"{moment - self._began:6.1f} s"
         if self._live is not None:
-            text = Text.assemble((stamp, "dim"), "  ", message)
+            text = Text.assemble((stamp, "dim"), "  ", (message, style))
             self._console.print(text, soft_wrap=True)
             return
         try:

@@ -7,7 +7,6 @@ every colour has a sign or a word beside it, so that nothing is lost without the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -28,7 +27,24 @@ from opkit.align.result import (
     PhaseResult,
 )
 from opkit.reports.columns import NOTHING, Column, table
-from opkit.reports.facts import SEPARATOR, WIDEST, model_text, pairs_text
+from opkit.reports.facts import (
+    LEVEL_SIGN,
+    OUTCOME_SIGN,
+    SEPARATOR,
+    WIDEST,
+    files_text,
+    gpu_ratio,
+    model_text,
+    modes_text,
+    next_step,
+    pairs_text,
+    percent,
+    ratio,
+    shown_cases,
+    two_counts,
+    unlike,
+    us,
+)
 
 NO_VERDICTS = (
     "No verdicts yet.\n"
@@ -37,7 +53,6 @@ NO_VERDICTS = (
 )
 
 OUTCOME_STYLE = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
-OUTCOME_SIGN = {Outcome.PASS: "✓", Outcome.FAIL: "✗", Outcome.INCONCLUSIVE: "?"}
 LEVEL_STYLE = {
     Level.SAME: "green",
     Level.VARIANT: "cyan",
@@ -46,15 +61,6 @@ LEVEL_STYLE = {
     Level.MOCK_ONLY: "red",
     Level.E2E_ONLY: "red",
 }
-LEVEL_SIGN = {
-    Level.SAME: "=",
-    Level.VARIANT: "~",
-    Level.ROLE: "≈",
-    Level.DTYPE: "≠",
-    Level.MOCK_ONLY: "+",
-    Level.E2E_ONLY: "−",
-}
-ALIKE = (Level.SAME, Level.VARIANT, Level.ROLE)
 # A ratio's distance from 1 up to which it is green, and yellow. For the eye: the policy judges.
 RATIO_GREEN, RATIO_YELLOW = 0.05, 0.10
 
@@ -97,7 +103,12 @@ def print_status(entries: Iterable[LedgerEntry], console: Console) -> None:
             leaves=1,
             short=Column("recorded", [Text(e.created[:10]) for e in rows]),
         ),
-        Column("id", [Text(e.id, style="dim") for e in rows], leaves=6),
+        Column(
+            "id",
+            [Text(e.id, style="dim") for e in rows],
+            leaves=6,
+            short=Column("id", [Text(e.short, style="dim") for e in rows]),  # `opkit report ab12cd`
+        ),
     ]
     console.print(table(columns, min(console.width, WIDEST)), highlight=False)
 
@@ -112,7 +123,7 @@ def _header(result: AlignResult, width: int) -> Panel:
         ("versions", pairs_text(known.get("versions"))),
         ("model", model_text(known)),
         ("dtypes", pairs_text(known.get("dtypes"))),
-        ("traces", _files(known.get("files"))),
+        ("traces", files_text(known)),
         ("judged", known.get("created")),
     ):
         if value:
@@ -130,64 +141,40 @@ def _header(result: AlignResult, width: int) -> Panel:
     )
 
 
-def _files(files: list[dict[str, Any]] | None) -> str:
-    return SEPARATOR.join(
-        f"{file.get('name', '?')} ({str(file.get('sha256', ''))[:8]})" for file in files or ()
-    )
-
-
 def _phase(phase: PhaseResult, width: int, verbose: bool) -> list[RenderableType]:
     name = Text.assemble((str(phase.phase), "bold"), "  ", _outcome(phase.verdict))
     how = str(phase.method) if phase.method else "no region found"
-    found = f"regions by {how}{SEPARATOR}{_percent(phase.attributed)} of kernels attributed"
+    found = f"regions by {how}{SEPARATOR}{percent(phase.attributed)} of kernels attributed"
     parts: list[RenderableType] = [
         Rule(name, align="left", style=OUTCOME_STYLE[phase.verdict]),
         Text(found, style="dim"),
     ]
     if len(phase.cases) > 1:
         parts += ["", _cases(phase.cases, width)]
-    for case in _shown(phase.cases, verbose):
+    for case in shown_cases(phase.cases, verbose):
         parts += ["", *_case(case, width)]
     parts += ["", _checks(phase.checks), *_notes(phase.notes)]
     return parts
 
 
-def _shown(cases: tuple[CaseMatch, ...], verbose: bool) -> list[CaseMatch]:
-    """The cases whose kernels are shown: those with a mismatch, or else the one farthest from 1."""
-    if verbose:
-        return list(cases)
-    differing = [case for case in cases if _mismatches(case)]
-    if differing or not cases:
-        return differing
-    return [max(cases, key=lambda case: abs((_ratio(*_gpu(case)) or 1.0) - 1.0))]
-
-
-def _mismatches(case: CaseMatch) -> int:
-    return sum(1 for pair in case.pairs if pair.level not in ALIKE and not pair.glue)
-
-
-def _gpu(case: CaseMatch) -> tuple[int, int]:
-    return case.mock.gpu_ns, case.e2e.gpu_ns
-
-
 def _cases(cases: tuple[CaseMatch, ...], width: int) -> Table:
     """One row a case."""
-    unlike = [_mismatches(case) for case in cases]
+    counts = [unlike(case) for case in cases]
     columns = [
         Column("case", [Text(case.mock.case.label()) for case in cases]),
-        Column("mode", [Text(_modes(case)) for case in cases], leaves=2),
+        Column("mode", [Text(modes_text(case)) for case in cases], leaves=2),
         _counts("regions", [(case.mock.regions, case.e2e.regions) for case in cases], leaves=3),
         _counts("launches", [(case.mock.launches, case.e2e.launches) for case in cases], leaves=1),
-        Column("unlike", [Text(str(n), style="red" if n else "green") for n in unlike], True),
-        Column("mock µs", [Text(_us(case.mock.gpu_ns)) for case in cases], right=True),
-        Column("e2e µs", [Text(_us(case.e2e.gpu_ns)) for case in cases], right=True),
-        Column("ratio", [_ratio_text(_ratio(*_gpu(case))) for case in cases], right=True),
+        Column("unlike", [Text(str(n), style="red" if n else "green") for n in counts], True),
+        Column("mock µs", [Text(us(case.mock.gpu_ns)) for case in cases], right=True),
+        Column("e2e µs", [Text(us(case.e2e.gpu_ns)) for case in cases], right=True),
+        Column("ratio", [_ratio_text(gpu_ratio(case)) for case in cases], right=True),
     ]
     return table(columns, width)
 
 
 def _counts(title: str, counts: list[tuple[int, int]], leaves: int) -> Column:
-    return Column(title, [Text(_two(*pair)) for pair in counts], right=True, leaves=leaves)
+    return Column(title, [Text(two_counts(*pair)) for pair in counts], right=True, leaves=leaves)
 
 
 def _case(case: CaseMatch, width: int) -> list[RenderableType]:
@@ -196,10 +183,10 @@ def _case(case: CaseMatch, width: int) -> list[RenderableType]:
     if case.e2e.case != case.mock.case:
         heading.append(f" (e2e {case.e2e.case.label()})", style="red")
     facts = [
-        _modes(case),
-        f"{_two(case.mock.regions, case.e2e.regions)} regions",
-        f"{_two(case.mock.launches, case.e2e.launches)} launches each",
-        f"{_percent(case.explained)} of the step's GPU time",
+        modes_text(case),
+        f"{two_counts(case.mock.regions, case.e2e.regions)} regions",
+        f"{two_counts(case.mock.launches, case.e2e.launches)} launches each",
+        f"{percent(case.explained)} of the step's GPU time",
     ]
     heading.append(SEPARATOR + SEPARATOR.join(facts), style="dim")
     totals = [
@@ -218,8 +205,8 @@ def _case(case: CaseMatch, width: int) -> list[RenderableType]:
         _times("mock µs", [p.mock for p in pairs], [mock for _, mock, _ in totals]),
         _times("e2e µs", [p.e2e for p in pairs], [e2e for _, _, e2e in totals]),
         Column("ratio", [_ratio_text(pair.ratio) for pair in pairs]
-               + [_ratio_text(_ratio(mock, e2e)) for _, mock, e2e in totals], right=True),
-        Column("share", [Text(_percent(p.share), style="dim") for p in pairs] + blank, True,
+               + [_ratio_text(ratio(mock, e2e)) for _, mock, e2e in totals], right=True),
+        Column("share", [Text(percent(p.share), style="dim") for p in pairs] + blank, True,
                leaves=6),
         Column("match", [_level(p.level, word=True) for p in pairs] + blank, leaves=2,
                short=Column("", [_level(p.level, word=False) for p in pairs] + blank)),
@@ -229,11 +216,11 @@ def _case(case: CaseMatch, width: int) -> list[RenderableType]:
 
 def _times(title: str, kernels: list[KernelStat | None], totals: list[int]) -> Column:
     """Median times, with their spread where there is room."""
-    sums = [Text(_us(total), style="bold") for total in totals]
-    plain = [Text(_us(k.median_ns)) if k else NOTHING for k in kernels]
+    sums = [Text(us(total), style="bold") for total in totals]
+    plain = [Text(us(k.median_ns)) if k else NOTHING for k in kernels]
     # Padded so that the medians stand under each other.
     spreads = [
-        f" ± {_percent(k.mad_ns / k.median_ns)}" if k and k.median_ns else "" for k in kernels
+        f" ± {percent(k.mad_ns / k.median_ns)}" if k and k.median_ns else "" for k in kernels
     ]
     wide = max(map(len, spreads), default=0)
     spread = [
@@ -256,7 +243,9 @@ def _name(pair: KernelPair) -> Text:
 
 
 def _calls(pair: KernelPair) -> Text:
-    return Text(_two(pair.mock.calls if pair.mock else None, pair.e2e.calls if pair.e2e else None))
+    return Text(
+        two_counts(pair.mock.calls if pair.mock else None, pair.e2e.calls if pair.e2e else None)
+    )
 
 
 def _level(level: Level, word: bool) -> Text:
@@ -295,23 +284,11 @@ def _verdict(result: AlignResult, width: int) -> Panel:
         (f"  {phases or 'nothing was compared'}", "bold"),
     )
     return Panel(
-        Group(line, Text.assemble(("next: ", "dim"), _next_step(result))),
+        Group(line, Text.assemble(("next: ", "dim"), next_step(result))),
         box=box.HEAVY,
         border_style=style,
         width=width,
     )
-
-
-def _next_step(result: AlignResult) -> str:
-    if result.verdict is Outcome.PASS:
-        return f"{result.op} may be collected; `opkit status` lists what has passed"
-    steps = [
-        check.next_step
-        for phase in result.phases
-        for check in phase.checks
-        if check.outcome is result.verdict and check.next_step
-    ]
-    return steps[0] if steps else "see the checks above"
 
 
 def _outcome(outcome: Outcome, pad: bool = False) -> Text:
@@ -319,33 +296,9 @@ def _outcome(outcome: Outcome, pad: bool = False) -> Text:
     return Text(f" {text} " if pad else text, style=f"bold {OUTCOME_STYLE[outcome]}")
 
 
-def _modes(case: CaseMatch) -> str:
-    mock, e2e = (str(side.mode or "mixed") for side in (case.mock, case.e2e))
-    return mock if mock == e2e else f"{mock} / {e2e}"
-
-
-def _two(mock: int | None, e2e: int | None) -> str:
-    """A pair of counts, or one number when both sides agree."""
-    if mock == e2e and mock is not None:
-        return f"{mock:,}"
-    return " / ".join("–" if count is None else f"{count:,}" for count in (mock, e2e))
-
-
-def _ratio(mock: int, e2e: int) -> float | None:
-    return mock / e2e if e2e else None
-
-
-def _ratio_text(ratio: float | None) -> Text:
-    if ratio is None:
+def _ratio_text(value: float | None) -> Text:
+    if value is None:
         return NOTHING
-    distance = abs(ratio - 1.0)
+    distance = abs(value - 1.0)
     style = "green" if distance <= RATIO_GREEN else "yellow" if distance <= RATIO_YELLOW else "red"
-    return Text(f"{ratio:.2f}", style=style)
-
-
-def _us(ns: int) -> str:
-    return f"{ns / 1000:,.1f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return Text(f"{value:.2f}", style=style)

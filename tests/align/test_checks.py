@@ -24,6 +24,7 @@ from made_subject import (
 from opkit.align import causes
 from opkit.align.policy import Policy
 from opkit.align.result import KernelPair, Level
+from opkit.layers.moe import MOE
 from opkit.layers.op import Case, LaunchMode, Phase
 
 ALL = ["evidence", "launch", "names", "counts", "missing/extra", "latency", "data"]
@@ -331,6 +332,33 @@ def test_one_equal_kernel_of_another_time_is_named_data_dependent() -> None:
     assert result.kernels == ("topKPerRowPrefill",)
     assert "mock 60.0 µs, E2E 90.0 µs (0.67×)" in result.detail
     assert result.cause == causes.DATA_DEPENDENT.cause
+
+
+def test_experts_of_another_time_are_led_back_to_the_routing() -> None:
+    pair = same("fused_moe_kernel", 386.8, other_us=459.5)
+    made = replace(subject(case_match(changed(4, pair))), op=MOE)
+    assert checked(made)["data"].cause == causes.ROUTING.cause
+    assert "--inputs captured" in (checked(made)["data"].next_step or "")
+    captured = replace(made, inputs="captured")  # the router's own choices: not the reason
+    assert checked(captured)["data"].cause == causes.DATA_DEPENDENT.cause
+
+
+@pytest.mark.parametrize(
+    ("us", "other_us", "mad_us", "fails"),
+    [
+        (1.2, 2.8, 0.05, True),  # steady, and another
+        (1.2, 2.8, 0.9, False),  # either of two times, ten runs each: SGLang's on an H100
+        (12.0, 28.0, 9.0, True),  # no kernel of that length may, whatever its spread
+    ],
+)
+def test_a_tiny_kernel_of_two_times_is_no_odd_one(
+    us: float, other_us: float, mad_us: float, fails: bool
+) -> None:
+    pair = same("prepare_varlen_num_blocks_kernel", us, other_us=other_us)
+    assert pair.mock is not None
+    pair = glue(replace(pair, mock=replace(pair.mock, mad_ns=round(mad_us * 1000))))
+    made = subject(case_match((*PAIRS, pair)))
+    assert ("prepare_varlen_num_blocks_kernel" in checked(made)["latency"].kernels) is fails
 
 
 def test_strict_holds_the_mock_to_one_percent() -> None:

@@ -11,13 +11,16 @@ import pytest
 from gpu_export import Export
 from made_pair import CASES, CONTEXT, GENERATION, OPERAND, engine, mock
 
+from opkit.align import judge as judge_module
 from opkit.align.engine import engine_shapes
 from opkit.align.judge import Question, judge
 from opkit.align.policy import Policy
+from opkit.align.regions import Launch, Region
 from opkit.align.result import AlignResult, Method, Outcome
 from opkit.errors import BadInput
 from opkit.layers.dsa import DSA
 from opkit.layers.op import Case, LaunchMode, Phase
+from opkit.nsys_parsers.names import parse_name
 
 CONTEXT_CASES, DECODE_CASES = CASES[:2], CASES[2:]
 
@@ -68,6 +71,41 @@ def test_the_true_mock_passes_in_both_phases(e2e: Path, tmp_path: Path) -> None:
     assert [file["side"] for file in result.provenance["files"]] == ["mock", "e2e"]
     assert [wave["requests"] for wave in result.provenance["waves"]] == [1, 4]
     assert result.provenance["policy_digest"] == Policy().digest()
+
+
+def test_the_result_says_when_kernels_started_and_what_ran_beside_them(
+    e2e: Path, tmp_path: Path
+) -> None:
+    result = ask(mock(), e2e, tmp_path)
+    for case in (case for phase in result.phases for case in phase.cases):
+        for side, kernels in (
+            (case.mock, [p.mock for p in case.pairs if p.mock]),
+            (case.e2e, [p.e2e for p in case.pairs if p.e2e]),
+        ):
+            offsets = [kernel.offset_ns for kernel in kernels if kernel.offset_ns is not None]
+            assert offsets == sorted(offsets)
+            assert (len(offsets), offsets[0]) == (len(kernels), 0)
+            assert offsets[-1] + kernels[-1].median_ns <= side.elapsed_ns * 1.01
+            assert len(side.samples_ns) == side.regions - side.odd_regions - side.misreported
+            assert sorted(side.samples_ns)[len(side.samples_ns) // 2] == side.gpu_ns
+        assert case.steps > 0
+        assert sum(x.share for x in case.outside) + case.explained == pytest.approx(1.0)
+        assert case.unattributed == ()
+    pattern = DSA.region["vllm"]
+    assert result.provenance["region"] == {
+        "module": pattern.module,
+        "borders": list(pattern.borders),
+    }
+
+
+def test_samples_are_thinned_evenly_and_long_lists_are_cut() -> None:
+    def region(number: int) -> Region:
+        return Region(CASES[0], (Launch(parse_name("k"), 0, number, None, None, False),))
+
+    kept = [r.gpu_ns for r in judge_module._evenly([region(n) for n in range(1, 1_001)])]
+    assert (len(kept), kept[:3], kept[-1]) == (240, [1, 5, 9], 996)
+    few = [region(n) for n in (3, 1, 2)]
+    assert judge_module._evenly(few) == few
 
 
 def test_one_phase_may_be_asked_for(e2e: Path, tmp_path: Path) -> None:

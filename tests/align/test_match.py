@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -123,7 +124,9 @@ def region(*launches: Launch) -> Region:
 
 
 def test_statistics_of_one_place_over_all_regions() -> None:
-    made = kernel_stat([launch("a", us) for us in (10.0, 12.0, 11.0, 30.0)])
+    launches = [launch("a", us) for us in (10.0, 12.0, 11.0, 30.0)]
+    made = kernel_stat(launches, [1_000, 600, 400, 0])
+    assert made.offset_ns == 500
     assert (made.median_ns, made.min_ns, made.max_ns, made.mad_ns, made.calls) == (
         11_500, 10_000, 30_000, 1_000, 4,
     )  # fmt: skip
@@ -132,7 +135,7 @@ def test_statistics_of_one_place_over_all_regions() -> None:
 
 
 def test_a_grid_that_differs_between_regions_is_no_grid() -> None:
-    made = kernel_stat([launch("a", 1.0), launch("a", 1.0, grid=(64, 1, 1))])
+    made = kernel_stat([launch("a", 1.0), launch("a", 1.0, grid=(64, 1, 1))], [1_000, 1_000])
     assert (made.grid, made.block) == (None, (256, 1, 1))
 
 
@@ -154,6 +157,15 @@ def test_matched_regions_carry_medians_shares_and_what_is_key() -> None:
     assert second.share == pytest.approx(2.0 / 100.2)
     assert (third.level, third.key, third.glue, third.mock) == (E2E, True, False, None)
     assert third.share == pytest.approx(0.2 / 100.2)
+
+
+def test_a_kernels_offset_counts_from_the_first_start_of_its_region() -> None:
+    late = replace(launch("a", 5.0), start=9_000, end=14_000)
+    early = replace(launch("b", 1.0), start=8_200, end=9_200)  # launched later, started first
+    [pair, other] = match_regions([region(late, early)], [region(late, early)], Policy())
+    assert pair.mock is not None
+    assert other.mock is not None
+    assert (pair.mock.offset_ns, other.mock.offset_ns) == (800, 0)
 
 
 def test_glue_below_the_share_is_not_key() -> None:

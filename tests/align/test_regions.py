@@ -14,15 +14,16 @@ from opkit.align.regions import (
     CaseRegions,
     Launch,
     Region,
+    Times,
     mark_layers,
     mock_regions,
     nvtx_regions,
     read_steps,
     silent_iterations,
-    sort_regions,
 )
 from opkit.align.result import Method
 from opkit.align.shapes import CaseSteps, case_steps, read_labels
+from opkit.align.sorting import sort_regions
 from opkit.errors import BadInput
 from opkit.layers.dsa import DSA
 from opkit.layers.op import Case, LaunchMode, MockRange, Phase
@@ -164,6 +165,22 @@ def test_kernels_that_no_launch_explains_are_counted_into_their_step(tmp_path: P
     found = by_nvtx(made, tmp_path)
     assert found is not None
     assert (found.attributed, found.unattributed) == (3 / 4, 1)
+    assert found.lost == (Times("lost", 1, 1_000),)
+
+
+def test_what_ran_beside_the_op_is_told_by_name(tmp_path: Path) -> None:
+    made = one_step("model.layers.0.self_attn")
+    for start in (30_000, 40_000):
+        made.launch("void beside()", 7_000 + start // 100, start)
+    made.launch("void k0()", 8_000, 50_000)  # the op's kernel, but outside its module
+    found = by_nvtx(made, tmp_path)
+    assert found is not None
+    ran = {times.name: times.launches for times in found.outside}
+    assert ran["beside"] == 2
+    assert ran["k0"] == 1
+    own = sum(region.gpu_ns for region in found.regions)
+    assert own + sum(times.gpu_ns for times in found.outside) == found.gpu_ns
+    assert found.explained == own / found.gpu_ns
 
 
 def test_kernels_of_another_thread_are_not_in_the_modules_range(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from made_result import made_result
 
-from opkit.align.result import AlignResult
+from opkit.align.result import AlignResult, KernelShare
 from opkit.align.result_json import SCHEMA, align_from_json, align_json
 from opkit.errors import BadInput
 
@@ -69,6 +69,7 @@ def test_the_keys_are_what_scripts_rely_on() -> None:
             "min_ns": 4100,
             "max_ns": 4600,
             "mad_ns": 42,
+            "offset_ns": None,
         },
         "level": "e2e only",
         "key": True,
@@ -77,6 +78,35 @@ def test_the_keys_are_what_scripts_rely_on() -> None:
         "ratio": None,
     }
     assert context["kernels"][0]["ratio"] == pytest.approx(812.4 / 918.2)
+
+
+def test_what_an_older_opkit_stored_is_read() -> None:
+    data = through_json(made_result())
+    for phase in data["phases"].values():
+        for case in phase["cases"]:
+            for key in ("steps", "unattributed", "outside"):
+                del case[key]
+            for side in ("mock", "e2e"):
+                del case[side]["samples_ns"]
+        for row in phase["kernels"]:
+            for side in ("mock", "e2e"):
+                if row[side]:
+                    del row[side]["offset_ns"]
+    assert align_from_json(data) == made_result()
+
+
+def test_samples_and_what_ran_beside_the_op_come_back() -> None:
+    result = made_result()
+    phase = result.phases[0]
+    case = dataclasses.replace(
+        phase.cases[0],
+        mock=dataclasses.replace(phase.cases[0].mock, samples_ns=(5_866_000, 5_866_400)),
+        steps=4,
+        unattributed=(KernelShare("lost", 2, 1_500, 0.001),),
+        outside=(KernelShare("fused_moe_kernel", 8, 900_000, 0.3),),
+    )
+    changed = dataclasses.replace(result, phases=(dataclasses.replace(phase, cases=(case,)),))
+    assert align_from_json(through_json(changed)) == changed
 
 
 @pytest.mark.parametrize(

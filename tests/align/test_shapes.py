@@ -248,4 +248,6 @@ def test_labels_are_read_in_time_order_with_their_kernels(
 
 def test_a_case_carries_the_middle_of_its_cache_lengths() -> None:
     cases, _ = case_steps(steps([(1, 100, 0), *[(0, 0, 1)] * 5]), (Wave(1, 100, 6),))
-    assert cases[1] == CaseSteps(Case(Phase.GENERATION, 1, 1, 102), (1, 2, 3, 4, 5), (100, 104))
+    assert cases[1] == CaseSteps(
+        Case(Phase.GENERATION, 1, 1, 102), (1, 2, 3, 4, 5), (100, 104), (3,)
+    )

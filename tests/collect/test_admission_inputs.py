@@ -12,6 +12,7 @@ from opkit.align.result import AlignResult
 from opkit.collect.admission import ask_ledger
 from opkit.errors import Refused
 from opkit.layers.dsa import DSA
+from opkit.layers.moe import MOE
 
 BOTH = ("context", "generation")
 H100 = "NVIDIA H100 80GB HBM3"
@@ -30,6 +31,17 @@ def test_a_verdict_on_other_inputs_does_not_admit(
     ledger.record(fed(aligned, inputs))
     with pytest.raises(Refused, match=f"inputs: .* holds for {inputs}, rows .* with tokens"):
         ask_ledger(ledger, DSA, BOTH, "vllm", gpu=H100)
+
+
+def test_rows_of_a_routed_op_say_how_they_were_routed_whatever_was_aligned(
+    tmp_path: Path, aligned: AlignResult
+) -> None:
+    ledger = Ledger(tmp_path / "inputs.db")
+    admitting = ledger.record(dataclasses.replace(fed(aligned, "captured"), op="moe"))
+    found = ask_ledger(ledger, MOE, ("",), "vllm", gpu=H100)
+    assert (found.differences, found.verdicts) == ((), admitting)
+    ledger.record(dataclasses.replace(fed(aligned, "normal"), op="moe"))
+    assert ask_ledger(ledger, MOE, ("",), "vllm", gpu=H100).verdicts == admitting
 
 
 def test_a_later_look_at_other_inputs_does_not_supersede(

@@ -183,19 +183,19 @@ step's GPU time
 """
 
 STATUS_WIDE = """
-op   phase       verdict         backend  version   GPU                    tp  recorded (UTC)
-───────────────────────────────────────────────────────────────────────────────────────────────
-mla  generation  ? inconclusive  trtllm   1.3.0rc2  NVIDIA B200             8  2026-11-21 10:30
-dsa  context     ✓ pass          vllm     0.24.0    NVIDIA H100 80GB HBM3   1  2026-11-20 09:15
-dsa  generation  ✗ fail          vllm     –         –                       1  2026-11-20 09:15
+op   phase       verdict         backend  version   GPU                    recorded (UTC)    id
+───────────────────────────────────────────────────────────────────────────────────────────────────
+mla  generation  ? inconclusive  trtllm   1.3.0rc2  NVIDIA B200            2026-11-21 10:30  ab12cd
+dsa  context     ✓ pass          vllm     0.24.0    NVIDIA H100 80GB HBM3  2026-11-20 09:15  0f9e8d
+dsa  generation  ✗ fail          vllm     –         –                      2026-11-20 09:15  0f9e8d
 """
 
 STATUS_NARROW = """
-op   phase       verdict         backend  recorded (UTC)
-──────────────────────────────────────────────────────────
-mla  generation  ? inconclusive  trtllm   2026-11-21 10:30
-dsa  context     ✓ pass          vllm     2026-11-20 09:15
-dsa  generation  ✗ fail          vllm     2026-11-20 09:15
+op   phase       verdict         recorded (UTC)    id
+─────────────────────────────────────────────────────────
+mla  generation  ? inconclusive  2026-11-21 10:30  ab12cd
+dsa  context     ✓ pass          2026-11-20 09:15  0f9e8d
+dsa  generation  ✗ fail          2026-11-20 09:15  0f9e8d
 """
 
 
@@ -305,7 +305,7 @@ def test_colour_is_used_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch)
     assert not colours({"NO_COLOR": "1"})
 
 
-@pytest.mark.parametrize(("width", "expected"), [(120, STATUS_WIDE), (60, STATUS_NARROW)])
+@pytest.mark.parametrize(("width", "expected"), [(100, STATUS_WIDE), (60, STATUS_NARROW)])
 def test_status(width: int, expected: str) -> None:
     assert render(lambda console: print_status(ENTRIES, console), width) == expected.strip()
 

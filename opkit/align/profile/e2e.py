@@ -20,6 +20,7 @@ from opkit.align.profile.server import Client
 from opkit.errors import BadInput, ToolMissing
 from opkit.layers.manifest import Manifest, Wave, sidecar_of
 from opkit.layers.provenance import file_digest
+from opkit.layers.registry import find_op
 from opkit.nsys_parsers.tool import Nsys, find_nsys
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
 # Decode steps of a wave. A prefill lowers an H100's clock for up to 100 ms; the first steps after
 # it are up to 10 % slow, so most steps must come later (docs/development.md).
 DECODED = 96
+REGIONS = 3  # of a shape, at least: what the default policy's ``min_regions`` asks for
 # Both sides of DSA's index_topk (2,048 tokens), one request and several, and a decode batch of 16.
 DEFAULT_WAVES = (
     Wave(1, 512, DECODED),
@@ -99,8 +101,10 @@ def plan_e2e(request: E2ERequest, *, dry_run: bool = False) -> E2EPlan:
         ToolMissing: no nsys, or the command's program is not there.
     """
     out_dir = request.out_dir.absolute()  # nsys's agent has its own working directory
-    asked = replace(request, out_dir=out_dir, waves=request.waves or DEFAULT_WAVES)
-    server = read_command(asked.command, asked.engine, asked.url)
+    server = read_command(request.command, request.engine, request.url)
+    model_dir = request.model_dir or (model_folder(server.model) if server.model else None)
+    waves = (request.waves or DEFAULT_WAVES) * _rounds(model_dir, request.op)
+    asked = replace(request, out_dir=out_dir, waves=waves)
     mode = asked.mode or (Mode.SERVER if server.engine is not None else Mode.PROGRAM)
     try:
         nsys = find_nsys()
@@ -109,7 +113,6 @@ def plan_e2e(request: E2ERequest, *, dry_run: bool = False) -> E2EPlan:
             raise
         nsys = Nsys(Path("nsys"), "")
     plan = build_plan(asked, server, nsys.path, mode)
-    model_dir = asked.model_dir or (model_folder(server.model) if server.model else None)
     if model_dir is None and server.engine is not None and not dry_run:
         raise BadInput(
             f"the config.json of the model ({server.model or 'not in the command'}) was not found: "
@@ -119,6 +122,21 @@ def plan_e2e(request: E2ERequest, *, dry_run: bool = False) -> E2EPlan:
     if not dry_run:
         _require_program(server)
     return E2EPlan(plan, asked, server, mode, model_dir, nsys)
+
+
+def _rounds(model_dir: Path | None, op: str) -> int:
+    """How often all waves are sent, for a model of few layers to show enough regions of a shape.
+
+    A prompt is one step, a region a layer; found by sequence, the first layer has none.
+    """
+    if model_dir is None or not (model_dir / "config.json").is_file():
+        return 1
+    config = _read_config(model_dir)
+    config = {**config, **(config.get("text_config") or {})}
+    layers = config.get("num_hidden_layers") or REGIONS + 1
+    routed = bool(op) and find_op(op).routed
+    dense = config.get("first_k_dense_replace") or 0 if routed else 0
+    return int(-(-REGIONS // max(1, layers - dense - 1)))
 
 
 def _require_program(server: ServerCommand) -> None:

@@ -59,6 +59,7 @@ class About:
         planned: rows asked for, by table; a table that is not named is not counted.
         manifests: what each build says of itself, by its digest (``Row.build``).
         flags: more flags of rows, by key, as ``unaligned_kernels``.
+        missing: planned cases of which there is no row at all, by table: key, case and group.
     """
 
     head: Head
@@ -73,6 +74,7 @@ class About:
     planned: Mapping[str, int] = field(default_factory=dict)
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    missing: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def provenance_text(
             "collected": len(entries),
             "failed": dict(Counter(str(row.fault) for row in failed)),
             "quarantined": [_failure(row) for row in failed],
+            "missing": [dict(item) for item in about.missing.get(table, ())],
         },
         "problems": [_problem(problem) for problem in problems],
         "builds": {

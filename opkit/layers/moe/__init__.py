@@ -99,4 +99,5 @@ MOE = Op(
     columns=columns,
     work=work,
     shares=("moe_intermediate_size", "intermediate_size"),
+    routed=True,
 )

@@ -294,3 +294,29 @@ def test_a_question_with_a_body_is_shown_with_it() -> None:
     lines = replace(plan, steps=asked).text().splitlines()
     assert '# store: POST http://h/rpc {"method": "m"}' in lines
     assert "# begin: POST http://h/start" in lines
+
+
+@pytest.mark.parametrize(
+    ("op", "config", "rounds"),
+    [
+        ("gqa", {"num_hidden_layers": 4}, 1),  # 3 regions by sequence, which misses the first
+        ("gqa", {"num_hidden_layers": 2}, 3),
+        ("gqa", {"text_config": {"num_hidden_layers": 3}}, 2),
+        ("moe", {"num_hidden_layers": 5, "first_k_dense_replace": 3}, 3),
+        ("mla", {"num_hidden_layers": 5, "first_k_dense_replace": 3}, 1),
+        ("gqa", {}, 1),
+    ],
+)
+def test_a_model_of_few_layers_is_asked_more_often(
+    tmp_path: Path, op: str, config: dict[str, Any], rounds: int
+) -> None:
+    # A prompt is one step with a region a layer, and a verdict needs three.
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = dry(f"vllm serve {tmp_path}", op=op, waves=(Wave(1, 8, 4), Wave(4, 8, 4)))
+    assert plan.request.waves == (Wave(1, 8, 4), Wave(4, 8, 4)) * rounds
+    (sent,) = [
+        step
+        for step in plan.plan.steps
+        if isinstance(step, Send) and step.purpose is Purpose.RECORD
+    ]
+    assert sent.waves == plan.request.waves

@@ -1,0 +1,1 @@
+"""HOW FAST AND AT WHAT POWER an engine serves: tokens/s, latencies, watts, joules a token."""

@@ -1,0 +1,186 @@
+"""A run: model after model, test after test, each written down as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from opkit import __version__
+from opkit.bench import files
+from opkit.bench.backends.backend import Backend, Served
+from opkit.bench.clock import Clock
+from opkit.bench.cooling import cool
+from opkit.bench.measure import Effort, Measured, Say, measure
+from opkit.bench.plan import BenchOptions, BenchTest
+from opkit.bench.prompts import Prompts, encoded, synthetic, vocabulary
+from opkit.bench.recorder import Record
+from opkit.bench.result import Bench, Context, Failure, make_row, utc
+from opkit.errors import BadInput, OpkitError, RunFailed
+from opkit.sensors.levels import Sensors
+
+MakeBackend = Callable[[BenchOptions, Path], Backend]
+MakeSensors = Callable[[BenchOptions], Sensors]
+
+
+def run_bench(
+    models: Sequence[BenchOptions],
+    make_backend: MakeBackend,
+    make_sensors: MakeSensors,
+    record: Record,
+    output_dir: Path,
+    clock: Clock,
+    say: Say,
+) -> Bench:
+    """Measure every test of every model.
+
+    A test that fails costs that test; an engine that died costs its model; Ctrl-C ends the run and
+    keeps what was measured. All of it is in the result and in ``summary.json`` of the run's folder.
+
+    Raises:
+        OpkitError: nothing could begin: tests that make no sense, sensors that are not there.
+    """
+    plans = [(options, options.tests(), make_sensors(options)) for options in models]
+    started = utc(clock.unix_ns())
+    folder = files.new_folder(output_dir, started)
+    bench = Bench(opkit=__version__, started=started, folder=str(folder))
+    try:
+        for number, (options, tests, sensors) in enumerate(plans):
+            if number:
+                cool(options, sensors, clock, say)
+            one = _Model(bench, options, sensors, record, folder, clock, say)
+            one.run(tests, make_backend(options, folder))
+            if bench.interrupted:
+                break
+    except KeyboardInterrupt:
+        bench.interrupted = True
+    save(folder, bench, say)
+    return bench
+
+
+def save(folder: Path, bench: Bench, say: Say) -> None:
+    """Write the summary; on a full disk the result is still returned, and printed."""
+    try:
+        files.write_summary(folder, bench)
+    except OSError as error:
+        say(f"{folder / files.SUMMARY} could not be written ({error.strerror})")
+
+
+class _Model:
+    """One model's part of a run."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        options: BenchOptions,
+        sensors: Sensors,
+        record: Record,
+        folder: Path,
+        clock: Clock,
+        say: Say,
+    ) -> None:
+        self._bench = bench
+        self._options = options
+        self._sensors = sensors
+        self._record = record
+        self._folder = folder
+        self._clock = clock
+        self._say = say
+        self._name = options.name or options.model or str(options.engine_dir or options.url)
+
+    def run(self, tests: Sequence[BenchTest], backend: Backend) -> None:
+        """Start the engine, run the tests, end it whatever happens."""
+        options = self._options
+        try:
+            self._say(f"{self._name}: starting {options.backend}")
+            served = backend.start()
+            prompts = _prompts(options, served)
+            self._bench.models.append(_context(options, served, self._sensors))
+            for number, test in enumerate(tests):
+                if number:
+                    cool(options, self._sensors, self._clock, self._say)
+                if not self._test(test, served, backend, prompts):
+                    self._not_run(tests[number + 1 :])
+                    break
+        except OpkitError as error:
+            self._fail("", error)
+        finally:
+            self._say(f"{self._name}: ending {options.backend}")
+            backend.close()
+
+    def _test(self, test: BenchTest, served: Served, backend: Backend, prompts: Prompts) -> bool:
+        """One test; whether another makes sense."""
+        options, sensors = self._options, self._sensors
+        effort = Effort(options.repetitions, options.warmup, options.power_s, options.sample_ms)
+        try:
+            _check_length(test, served)
+            done = measure(
+                test, effort, backend, prompts, sensors, self._clock, self._record, self._say
+            )
+        except OpkitError as error:
+            self._fail(test.label, error)
+            return backend.alive()
+        path, notes = self._written(done, served)
+        row = make_row(done, options, served, sensors, path, notes)
+        self._bench.rows.append(row)
+        self._bench.interrupted = done.interrupted
+        save(self._folder, self._bench, self._say)
+        watts = "" if row.watts is None else f", {row.watts:.0f} W"
+        self._say(f"{test.label}: {row.avg_ts:,.1f} tokens/s{watts}")
+        return not done.interrupted
+
+    def _written(self, done: Measured, served: Served) -> tuple[str, list[str]]:
+        """The test's file, or why there is none: a full disk costs the file, not the number."""
+        options = self._options
+        name = files.detail_name(options.name or served.model, done)
+        try:
+            path = files.write_detail(self._folder, name, done, self._sensors, options.sample_ms)
+        except OSError as error:
+            return "", [f"its detail file could not be written ({error.strerror})"]
+        return str(path), []
+
+    def _not_run(self, tests: Sequence[BenchTest]) -> None:
+        if not self._bench.interrupted:  # that says it all
+            for test in tests:
+                self._fail(test.label, RunFailed("not run, since the engine is gone"))
+
+    def _fail(self, test: str, error: OpkitError) -> None:
+        why = str(error) + (f" ({error.hint})" if error.hint else "")
+        self._bench.failures.append(Failure(self._name, self._options.backend, test, why))
+        self._say(f"{test or self._name}: {error}")
+
+
+def _check_length(test: BenchTest, served: Served) -> None:
+    needed = test.sent + test.asked
+    if served.max_length and needed > served.max_length:
+        raise BadInput(
+            f"{needed:,} tokens do not fit the engine's longest context of {served.max_length:,}"
+        )
+
+
+def _prompts(options: BenchOptions, served: Served) -> Prompts:
+    if options.tokenizer_dir is not None:
+        return encoded(options.seed, options.tokenizer_dir)
+    folder = options.engine_dir or Path(options.model or ".")
+    vocab = options.vocab_size or served.vocab or vocabulary(folder)
+    if vocab < 1:
+        raise BadInput(
+            f"{served.model}: the size of its vocabulary is not known",
+            "give --vocab-size, or --model DIR with a config.json",
+        )
+    return synthetic(options.seed, vocab)
+
+
+def _context(options: BenchOptions, served: Served, sensors: Sensors) -> Context:
+    asked: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
+    return Context(
+        model=options.name or served.model,
+        backend=options.backend,
+        engine_version=served.version,
+        timed_by=served.timed_by,
+        engine={"max_length": served.max_length, "vocab": served.vocab, **served.facts},
+        sensors={"kind": sensors.kind, "scope": sensors.scope, **sensors.facts()},
+        options=asked,
+    )

@@ -1,0 +1,5 @@
+"""Shared fixtures: ``browser``, one headless Chromium for all pages of a run."""
+
+from browser import browser
+
+__all__ = ["browser"]
