@@ -324,6 +324,11 @@ def test_from_a_command_to_a_verdict(bench: Bench, framework: Path) -> None:
         ("generation", 1, 1, "graph"),
         ("generation", 4, 1, "graph"),
     ]
+    # Decode steps of the mock run the tokens that the server answered.
+    assert [(a["prompt"], a["tokens"]) for a in plan["answers"]] == [
+        (1024, ["0 1 2 3 4 5"]),
+        (512, [" ".join(str(100 * n + i) for i in range(6)) for n in range(4)]),
+    ]
     steps = [re.sub(r"^ *\d+\.\d s  ", "", line) for line in ran.err.splitlines()]
     wanted = ["start the server under nsys", "switch step labels on", "open the window",
               "prime the window: 1x16+2", "wave 1x1024+6", "wave 4x512+6", "ending the server",

@@ -76,8 +76,13 @@ class Engine:
     ran: list[tuple[str, frozenset[Phase]]] = field(default_factory=list)
 
 
-def engine_shapes(paths: Sequence[Path]) -> list[tuple[CaseSteps, LaunchMode]]:
+def engine_shapes(
+    paths: Sequence[Path],
+) -> tuple[list[tuple[CaseSteps, LaunchMode]], Manifest | None]:
     """The shapes that the engine really ran, and how: from its first trace, for the mock to run.
+
+    Returns:
+        Shapes with their launch mode, and what the trace tells of its run, if it does.
 
     Raises:
         BadInput: no labelled forward step, or none of a uniform shape.
@@ -103,7 +108,7 @@ def engine_shapes(paths: Sequence[Path]) -> list[tuple[CaseSteps, LaunchMode]]:
         shares = [replayed.get(step, 0.0) for step in case.steps]
         graph = sum(shares) / len(shares) > 0.5
         shapes.append((case, LaunchMode.GRAPH if graph else LaunchMode.EAGER))
-    return shapes
+    return shapes, manifest
 
 
 def read_engine(paths: Sequence[Path], search: Search) -> Engine:

@@ -21,7 +21,7 @@ from opkit.align.result import AlignResult
 from opkit.align.shapes import CaseSteps
 from opkit.errors import BadInput
 from opkit.layers.geometry import read_geometry
-from opkit.layers.manifest import sidecar_of
+from opkit.layers.manifest import Answer, sidecar_of
 from opkit.layers.op import Case, Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.nsys_parsers.tool import export_sqlite
@@ -99,10 +99,9 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
         engine = [_export(report, progress) for report in run_e2e(e2e, progress)]
     if _captures(request):
         run_capture(e2e, request.op, _layer(request, e2e), folder / "captured", progress)
+    ran, manifest = engine_shapes(engine)
     shapes = [
-        shape
-        for shape in engine_shapes(engine)
-        if shape[0].case.phase in request.phases and not _transient(shape[0])
+        shape for shape in ran if shape[0].case.phase in request.phases and not _transient(shape[0])
     ]
     if not shapes:
         raise BadInput("the engine ran none of the phases asked for in the recorded window")
@@ -115,8 +114,9 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
     listed = ", ".join(f"{case.case.phase} {case.case.label()} ({mode})" for case, mode in shapes)
     progress(f"the engine ran {listed}")
     cases = tuple(PlannedCase(case.case, mode) for case, mode in shapes)
-    mock = _run_mock(request, e2e, cases, False, progress)
-    strict = _run_mock(request, e2e, cases, True, progress) if request.strict else None
+    answers = manifest.answers if manifest is not None else ()
+    mock = _run_mock(request, e2e, cases, answers, False, progress)
+    strict = _run_mock(request, e2e, cases, answers, True, progress) if request.strict else None
     progress("judging")
     return judge(
         Question(
@@ -164,6 +164,7 @@ def _run_mock(
     request: LiveRequest,
     e2e: E2EPlan,
     cases: tuple[PlannedCase[Case], ...],
+    answers: tuple[Answer, ...],
     strict: bool,
     progress: Progress,
 ) -> Path:
@@ -185,6 +186,7 @@ def _run_mock(
         inputs=request.inputs,
         captured=str(captured.absolute()) if request.inputs == "captured" else "",
         layer=request.layer,
+        answers=answers,
     )
     plan.write(asked.plan)
     return _export(run_mock(plan_mock(asked), progress), progress)

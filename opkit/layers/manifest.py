@@ -8,6 +8,7 @@ export has none; then shapes come from step labels alone and what is unknown is 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,34 @@ class Wave:
     requests: int
     prompt: int
     output: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the engine answered to one wave of requests.
+
+    Attributes:
+        prompt: tokens of each prompt.
+        tokens: the output tokens of each request, in the order of the prompts.
+    """
+
+    prompt: int
+    tokens: tuple[tuple[int, ...], ...]
+
+    def includes(self, batch: int, past: int) -> bool:
+        """Whether the wave had a decode step of this batch and this many cached tokens."""
+        answered = min(map(len, self.tokens), default=0)
+        return batch <= len(self.tokens) and self.prompt <= past < self.prompt + answered
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, a request's tokens in one text: a line each in a file for people."""
+        return {"prompt": self.prompt, "tokens": [" ".join(map(str, ids)) for ids in self.tokens]}
+
+
+def answer_from_json(data: Mapping[str, Any]) -> Answer:
+    """Read an answer back; KeyError, TypeError, ValueError or AttributeError when it is none."""
+    tokens = tuple(tuple(int(word) for word in text.split()) for text in data["tokens"])
+    return Answer(int(data["prompt"]), tokens)
 
 
 @dataclass(frozen=True)
@@ -71,12 +100,14 @@ class Manifest:
     operands: tuple[Operand, ...] = ()
     waves: tuple[Wave, ...] = ()
     seed: int = 0  # of the prompts that were sent
+    answers: tuple[Answer, ...] = ()  # to the waves, where the engine told its tokens
     notes: tuple[str, ...] = ()  # what the reader of the report should know
     schema: str = SCHEMA
 
     def write(self, path: Path) -> None:
         """Write the manifest as JSON to ``path``."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        data = asdict(self) | {"answers": [answer.to_json() for answer in self.answers]}
+        path.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def manifest_from_json(text: str, origin: str) -> Manifest:
@@ -97,11 +128,12 @@ def manifest_from_json(text: str, origin: str) -> Manifest:
             Operand(**{**item, "shape": tuple(item["shape"])}) for item in data.get("operands", ())
         )
         data["waves"] = tuple(Wave(**item) for item in data.get("waves", ()))
+        data["answers"] = tuple(map(answer_from_json, data.get("answers", ())))
         data["command"] = tuple(data.get("command", ()))
         data["engine_args"] = tuple(data.get("engine_args", ()))
         data["notes"] = tuple(data.get("notes", ()))
         return Manifest(**data)
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInput(f"{origin}: not a readable manifest ({error})") from error
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from opkit.errors import BadInput
+from opkit.layers.manifest import Answer, answer_from_json
 from opkit.layers.op import AnyCase, GemmCase, LaunchMode, MoeCase, Phase, case_from_json
 
 SCHEMA = "opkit.plan/1"
@@ -59,6 +60,7 @@ class Plan:
         captured: folder of the captured inputs, for ``inputs`` = ``captured``.
         layer: the engine's layer that the mock stands for: whose weights and captured inputs are
             taken where they differ between layers.
+        answers: what the engine answered to its waves, where it told: the tokens of decode steps.
         l2: ``swept`` reads twice the L2 cache's size before each iteration; ``left`` does not.
         limits: ``server`` keeps the server's limits on tokens, requests and lengths; ``cases``
             raises them to what the cases need, and captures a graph for each of their batches.
@@ -82,6 +84,7 @@ class Plan:
     inputs: str = "tokens"
     captured: str = ""
     layer: int = 0
+    answers: tuple[Answer, ...] = ()
     l2: str = "swept"
     limits: str = "server"
     caches: str = "prefilled"
@@ -96,6 +99,7 @@ class Plan:
         """The plan as JSON; :func:`plan_from_json` reads it back."""
         data = asdict(self)
         data["cases"] = [{**asdict(item.case), "mode": item.mode} for item in self.cases]
+        data["answers"] = [answer.to_json() for answer in self.answers]
         return json.dumps(data, indent=1) + "\n"
 
     def write(self, path: Path) -> None:
@@ -125,8 +129,9 @@ def plan_from_json(text: str, origin: str) -> Plan:
     try:
         data["cases"] = tuple(_case(item) for item in data["cases"])
         data["engine_args"] = tuple(data.get("engine_args", ()))
+        data["answers"] = tuple(map(answer_from_json, data.get("answers", ())))
         plan = Plan(**data)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise BadInput(f"{origin}: not a readable plan ({error})") from error
     _check(plan, origin)
     return plan

@@ -40,11 +40,13 @@ def recipe_of(plan: Plan, weights: str, layer: int, limit: int, *, cached: bool)
         limit: tokens of a prefill step that fills the cache, at most.
         cached: whether the op has a cache.
     """
+    answered = "; decode steps: the tokens that the engine answered" if plan.answers else ""
     found = {
         "weights": weights or f"the server's checkpoint, layer {layer}",
         "activations": _INPUTS[plan.inputs].format(
             seed=plan.seed, layer=layer, captured=Path(plan.captured).name
-        ),
+        )
+        + (answered if plan.inputs == "tokens" else ""),
         "limits": _LIMITS[plan.limits],
     }
     if cached:

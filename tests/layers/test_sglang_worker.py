@@ -10,9 +10,10 @@ import fake_sglang
 import pytest
 
 from opkit.errors import BadInput
+from opkit.layers.manifest import Answer
 from opkit.layers.op import Case, LaunchMode, Phase
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.prompts import prompt_tokens
+from opkit.layers.prompts import Sequences, prompt_tokens
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -31,7 +32,8 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     made.args = SimpleNamespace(
         chunked_prefill_size=4, max_prefill_tokens=16, context_length=32, max_running_requests=None
     )
-    made.page, made.prepared, made.step, made._prompts = PAGE, None, None, {}
+    made.page, made.prepared, made.step = PAGE, None, None
+    made.sequences = Sequences(made.plan.seed, VOCAB)
     table = SimpleNamespace(req_to_token=torch.zeros(5, 32, dtype=torch.int32), size=4)
 
     def forward(batch: Any) -> Any:
@@ -101,6 +103,14 @@ def test_caches_are_counted_in_slots_or_pages(worker: Any) -> None:
     assert by_slot.past == (*range(4, 10), *range(12, 18))
     assert by_page.new == (2, 4)
     assert by_page.past == (1, 3)  # pages 2 and 4 hold cached tokens and new ones
+
+
+def test_a_decode_step_runs_the_engines_own_token(worker: Any) -> None:
+    worker.sequences = Sequences(0, VOCAB, (Answer(5, ((41, 42), (43, 44))),))
+    worker.prepare(PlannedCase(DECODE, LaunchMode.EAGER))  # at 6 cached tokens
+    assert worker.steps[-1].input_ids.tolist() == [42, 44]
+    filled = worker.steps[0].input_ids.tolist() + worker.steps[1].input_ids.tolist()
+    assert filled == [*prompt_tokens(0, 0, 5, VOCAB)[:4], prompt_tokens(0, 0, 5, VOCAB)[4], 41]
 
 
 def test_pooled_caches_read_no_past(worker: Any) -> None:

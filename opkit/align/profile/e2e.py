@@ -216,6 +216,7 @@ def _manifest(e2e: E2EPlan, config: dict[str, Any], outcome: Outcome) -> Manifes
         tp_size=e2e.server.tp_size,
         waves=e2e.request.waves if engine is not None else (),
         seed=e2e.request.seed,
+        answers=tuple(outcome.answers),
         notes=(
             f"mode {e2e.mode}, recorded from {e2e.request.window}",
             *e2e.plan.notes,

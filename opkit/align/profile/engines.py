@@ -8,7 +8,7 @@ TensorRT-LLM main of mid-2026 (``commands/serve.py``, ``serve/openai_protocol.py
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Engine:
             file's section replaces the command's own, unless one of ``config_clash`` is in it,
             ``config_cache``.
         imports_opkit: a switch names code of opkit, which the server's interpreter must find.
+        asks: what else a request says, so that the answer names its tokens.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Engine:
     config_cache: str = ""
     config_clash: tuple[str, ...] = ()
     imports_opkit: bool = False
+    asks: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, model: str, prompts: list[list[int]], output: int) -> Body:
         """The JSON of one request for all ``prompts``, so that the scheduler sees them together."""
@@ -99,6 +101,7 @@ class Engine:
             "temperature": 0.0,
             "detokenize": False,
             "stream": False,
+            **self.asks,
         }
 
 
@@ -113,6 +116,26 @@ def tokens_out(answer: Any) -> int | None:
     place = answer.get("usage") or answer.get("meta_info") or {}
     count = place.get("completion_tokens") if isinstance(place, dict) else None
     return count if isinstance(count, int) else None
+
+
+def token_ids(answer: Any) -> tuple[tuple[int, ...], ...]:
+    """The output tokens of each request, in the order of the prompts; empty when not all are told.
+
+    vLLM 0.24 (``entrypoints/openai/completion/protocol.py``): ``choices`` with ``index`` and
+    ``token_ids``. SGLang 0.5.14 (``managers/tokenizer_manager.py``): ``output_ids``.
+    """
+    if isinstance(answer, dict):
+        choices = answer.get("choices")
+        told = choices if isinstance(choices, list) else [answer]
+    else:
+        told = answer if isinstance(answer, list) else []
+    if not told or not all(isinstance(item, dict) for item in told):
+        return ()
+    told = sorted(told, key=lambda item: item.get("index") or 0)
+    found = [item.get("token_ids") or item.get("output_ids") for item in told]
+    if not all(isinstance(ids, list) and all(isinstance(i, int) for i in ids) for ids in found):
+        return ()
+    return tuple(tuple(ids) for ids in found if ids)
 
 
 _V2_NOTE = "vLLM's V2 model runner has no module ranges (0.24.0); the V1 runner serves this run"
@@ -151,6 +174,7 @@ ENGINES = (
         ),
         labels_on="/start_profile",
         env={"VLLM_USE_V2_MODEL_RUNNER": ("0", _V2_NOTE)},
+        asks={"return_token_ids": True},
     ),
     Engine(
         name="trtllm",

@@ -21,6 +21,7 @@ from opkit.align.profile.plan import (
 from opkit.align.profile.process import Grace, Launch, Progress, launched
 from opkit.align.profile.server import Client, listening
 from opkit.errors import BadInput, RunFailed
+from opkit.layers.manifest import Answer
 
 _POLL_S = 0.2
 _TELL_EVERY_S = 5.0
@@ -31,10 +32,12 @@ _SENDING = {Purpose.WARM_UP: "warm-up", Purpose.PRIME: "prime the window:", Purp
 
 @dataclass
 class Outcome:
-    """What a run learnt: notes for the sidecar, and the engine's version when it told."""
+    """What a run learnt: notes for the sidecar, the engine's version and its answers to the
+    recorded waves when it told."""
 
     notes: list[str] = field(default_factory=list)
     engine_version: str = ""
+    answers: list[Answer] = field(default_factory=list)
 
 
 def perform(
@@ -179,7 +182,9 @@ class _Performer:
                 other = 0 if step.purpose is Purpose.RECORD else _OTHER_SEED * (turn + 1)
                 for wave in step.waves:
                     self._progress(f"{_SENDING[step.purpose]} {wave_text(wave)}")
-                    client.send(wave, model, self._seed + other, step.limit_s)
+                    answer = client.send(wave, model, self._seed + other, step.limit_s)
+                    if answer is not None and step.purpose is Purpose.RECORD:
+                        self.outcome.answers.append(answer)
         except RunFailed as error:
             code = launch.ended()
             died = f"; the server has ended with code {code}" if code is not None else ""

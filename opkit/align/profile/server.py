@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from opkit.align.profile.engines import Engine, tokens_out
+from opkit.align.profile.engines import Engine, token_ids, tokens_out
 from opkit.align.profile.plan import wave_text
 from opkit.errors import RunFailed
-from opkit.layers.manifest import Wave
+from opkit.layers.manifest import Answer, Wave
 from opkit.layers.prompts import prompt_tokens
 
 _SHORT_S = 10.0  # for questions that a living server answers at once
@@ -90,8 +90,11 @@ class Client:
             reason = getattr(error, "reason", None) or error
             raise RunFailed(f"POST {url}: connection failed ({reason})") from error
 
-    def send(self, wave: Wave, model: str, seed: int, limit_s: float) -> None:
+    def send(self, wave: Wave, model: str, seed: int, limit_s: float) -> Answer | None:
         """Send one wave as one POST, so that its requests are scheduled together, and wait for it.
+
+        Returns:
+            The tokens that came back, where the engine tells all of them.
 
         Raises:
             RunFailed: no answer, a refusal, or not the number of output tokens asked for.
@@ -107,6 +110,9 @@ class Client:
             raise RunFailed(
                 f"wave {wave_text(wave)}: {given} output tokens came back instead of {asked}"
             )
+        tokens = token_ids(answer)
+        whole = [len(ids) for ids in tokens] == [wave.output] * wave.requests
+        return Answer(wave.prompt, tokens) if whole else None
 
     def _json(self, url: str, body: Any = None, limit_s: float = _SHORT_S, what: str = "") -> Any:
         what = what or f"GET {url}"

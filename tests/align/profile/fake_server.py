@@ -64,7 +64,14 @@ class Handler(BaseHTTPRequestHandler):
         with nvtx.annotate(label) if nvtx and labelled else nullcontext():
             time.sleep(0.01)
         tokens = len(prompts) * body["max_tokens"] - ("short" in HOW)
-        self.answer(200, {"usage": {"completion_tokens": tokens}})
+        told = {"usage": {"completion_tokens": tokens}}
+        if body.get("return_token_ids"):  # the last prompt first: an answer names its place
+            numbers = range(len(prompts))
+            told["choices"] = [
+                {"index": n, "token_ids": [100 * n + i for i in range(body["max_tokens"])]}
+                for n in reversed(numbers)
+            ]
+        self.answer(200, told)
 
     def rpc(self, body):
         """As opkit's worker extension, which stores what the requests in between were given."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from opkit.align.profile.command_line import has_flag, model_folder, read_command, vllm_compiles
-from opkit.align.profile.engines import ENGINES, tokens_out
+from opkit.align.profile.engines import ENGINES, token_ids, tokens_out
 from opkit.errors import BadInput
 
 
@@ -161,3 +162,33 @@ def test_request_bodies() -> None:
 )
 def test_tokens_are_counted(answer: object, tokens: int | None) -> None:
     assert tokens_out(answer) == tokens
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        # vLLM's: choices may come in any order; each says which prompt's it is.
+        (
+            {"choices": [{"index": 1, "token_ids": [3, 4]}, {"index": 0, "token_ids": [1, 2]}]},
+            ((1, 2), (3, 4)),
+        ),
+        ([{"output_ids": [1, 2]}, {"output_ids": [3]}], ((1, 2), (3,))),  # SGLang's
+        ({"output_ids": [5]}, ((5,),)),  # SGLang's to one prompt
+        ({"choices": [{"index": 0, "text": ""}]}, ()),  # a server that was not asked
+        ({"choices": [{"index": 0, "token_ids": [1]}, {"index": 1, "token_ids": None}]}, ()),
+        ({"usage": {"completion_tokens": 8}}, ()),
+        ([], ()),
+        ("no", ()),
+        ([{"output_ids": ["1"]}], ()),
+    ],
+)
+def test_answered_tokens_are_read_where_all_are_told(
+    answer: Any, tokens: tuple[tuple[int, ...], ...]
+) -> None:
+    assert token_ids(answer) == tokens
+
+
+def test_only_vllm_is_asked_for_its_tokens() -> None:
+    # TensorRT-LLM's request refuses fields that it does not know; SGLang answers with them anyway.
+    bodies = {engine.name: engine.body("m", [[1]], 2) for engine in ENGINES}
+    assert {name for name, body in bodies.items() if "return_token_ids" in body} == {"vllm"}

@@ -21,7 +21,7 @@ from profile_bench import FAST, VOCAB, Bench, marked, needs_nsys, script
 import opkit
 from opkit.align.profile.e2e import Collect, E2ERequest, Mode, plan_e2e, run_e2e
 from opkit.errors import BadInput, RunFailed, ToolMissing
-from opkit.layers.manifest import Manifest, Wave, manifest_from_json, sidecar_of
+from opkit.layers.manifest import Answer, Manifest, Wave, manifest_from_json, sidecar_of
 from opkit.layers.prompts import prompt_tokens
 from opkit.nsys_parsers.tool import export_sqlite
 
@@ -53,6 +53,8 @@ def test_server_is_recorded_and_says_what_it_ran(bench: Bench) -> None:
     manifest = manifest_of(report)
     assert (manifest.side, manifest.op, manifest.backend) == ("e2e", "dsa", "vllm")
     assert manifest.waves == WAVES
+    answered = [((0, 1),), ((0, 1), (100, 101), (200, 201))]
+    assert manifest.answers == tuple(map(Answer, (8, 5), answered))
     assert manifest.versions["vllm"] == "1.2.3"
     assert manifest.versions["nsys"]
     assert manifest.model["architecture"] == "TinyForCausalLM"

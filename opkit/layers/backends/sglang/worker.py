@@ -30,7 +30,7 @@ from opkit.layers.backends.sglang.models import OneLayer, Step, overwrite
 from opkit.layers.mock import CacheView, Forward
 from opkit.layers.op import Case, LaunchMode, Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.prompts import prompt_tokens
+from opkit.layers.prompts import Sequences
 
 # Tokens of the request whose entries fill pooled caches: four times what DSA's top-k picks.
 _POOL_TOKENS = 8192
@@ -68,7 +68,6 @@ class LayerWorker:
         self.load_format = self.flags.load_format  # the server's
         self.checkpoint = loads_checkpoint(plan, self.flags)
         self.args = layer_args(plan, op, self.flags, overrides)
-        self._prompts: dict[int, list[int]] = {}
         self.prepared: PlannedCase[Any] | None = None
         self.step: Step | None = None
         self._check_cases()
@@ -77,6 +76,8 @@ class LayerWorker:
         except BaseException:
             engine.end()
             raise
+        vocab = int(self.runner.model_config.vocab_size)
+        self.sequences = Sequences(plan.seed, vocab, plan.answers)
         self.model: OneLayer = self.runner.model
         self.model.recipe = plan.inputs
         if self.runner.is_hybrid_swa:
@@ -93,6 +94,7 @@ class LayerWorker:
         """
         case = planned.case
         self._check_room(case)
+        self.sequences.select(case)
         if planned.mode is LaunchMode.GRAPH and case.phase is Phase.CONTEXT:
             raise BadInput(
                 "SGLang replays prefill only from compiled pieces of a graph, which the mock does "
@@ -324,17 +326,8 @@ class LayerWorker:
         With pooled caches nothing before ``computed`` is read again, so one id stands for all.
         """
         if self.plan.caches == "pooled" and computed:
-            return [0] * computed + self._known(request, tokens)
-        return self._known(request, computed + tokens)
-
-    def _known(self, request: int, length: int) -> list[int]:
-        """``prompt_tokens``, kept: drawing them costs more than a decode step."""
-        kept = self._prompts.get(request, [])
-        if len(kept) < length:
-            vocab = int(self.runner.model_config.vocab_size)
-            kept = prompt_tokens(self.plan.seed, request, length, vocab)
-            self._prompts[request] = kept
-        return kept[:length]
+            return [0] * computed + self.sequences.tokens(request, tokens)
+        return self.sequences.tokens(request, computed + tokens)
 
 
 def pool_buffers(pool: Any) -> list[Any]:

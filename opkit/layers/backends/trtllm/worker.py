@@ -34,7 +34,7 @@ from opkit.layers.backends.trtllm.probe import Upstream
 from opkit.layers.geometry import read_geometry
 from opkit.layers.op import AnyCase, Case, Op, Phase
 from opkit.layers.plan import Plan
-from opkit.layers.prompts import prompt_tokens
+from opkit.layers.prompts import Sequences
 
 TUNER_CACHE = "TLLM_AUTOTUNER_CACHE_PATH"
 # Tokens of the request whose blocks fill pooled caches: four times what DSA's top-k picks.
@@ -72,7 +72,7 @@ class LayerWorker:
         self.geometry = read_geometry(plan.model).local(plan.tp_size, op.shares)
         self._check_lengths()
         self.metadata: Any = None
-        self._prompts: dict[int, list[int]] = {}
+        self.sequences = Sequences(plan.seed, self.geometry.vocab_size, plan.answers)
         self._folder = one_layer_folder(plan, op, overrides)
         try:
             self.mapping = upstream.call(
@@ -102,6 +102,8 @@ class LayerWorker:
             ToolMissing: the layer does not call the seams so.
         """
         requests = requests_of(case)
+        if isinstance(case, Case):
+            self.sequences.select(case)
         phase = case.phase if isinstance(case, Case) else Phase.CONTEXT
         self.cache.hold(requests, generation=phase is Phase.GENERATION)
         self._fill(requests)
@@ -285,14 +287,8 @@ class LayerWorker:
         return calls
 
     def _tokens(self, request: Request) -> list[int]:
-        """A request's new token ids; kept, since drawing them costs more than a decode step."""
-        kept = self._prompts.get(request.number, [])
-        if len(kept) < request.length:
-            kept = prompt_tokens(
-                self.plan.seed, request.number, request.length, self.geometry.vocab_size
-            )
-            self._prompts[request.number] = kept
-        return kept[request.past : request.length]
+        """A request's new token ids."""
+        return self.sequences.tokens(request.number, request.length)[request.past :]
 
 
 def require_gpu() -> Any:

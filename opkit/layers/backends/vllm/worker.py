@@ -47,7 +47,7 @@ from opkit.layers.captured import Captured
 from opkit.layers.mock import CacheView, Forward
 from opkit.layers.op import Case, LaunchMode, Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
-from opkit.layers.prompts import prompt_tokens
+from opkit.layers.prompts import Sequences
 
 # Left free beside the caches for activations and workspaces, whose largest use has been seen and
 # is in torch's own pool by then; this is what graphs and libraries take.
@@ -91,9 +91,10 @@ class LayerWorker:
         self.plan = plan
         self._steps = 0
         self._live: set[str] = set()
-        self._prompts: dict[int, list[int]] = {}
         self.args = server_args(plan)
         self.config = layer_config(plan, self.args, op.shares, overrides or {})
+        vocab = self.config.model_config.get_vocab_size()
+        self.sequences = Sequences(plan.seed, vocab, plan.answers)
         self.steps = [item for item in plan.cases if isinstance(item.case, Case)]
         self._check_cases()
         self.worker = WorkerWrapperBase(rpc_rank=0)
@@ -138,6 +139,7 @@ class LayerWorker:
         """
         case = planned.case
         self._check_room(case)
+        self.sequences.select(case)
         if self.model.captured is not None:
             self.model.captured.select(case)
         if self.plan.caches == "prefilled":
@@ -357,12 +359,11 @@ class LayerWorker:
         self, case: Case, name: str, request: int, computed: int, tokens: int
     ) -> NewRequestData:
         """A request as the scheduler describes it, its blocks in a fresh allocator's order."""
-        vocab = self.config.model_config.get_vocab_size()
         count = _blocks(case, self.block_size)
         first = [self._first_block(case, request, group) for group in range(self.groups)]
         return NewRequestData(
             req_id=name,
-            prompt_token_ids=self._prompt(request, computed, tokens, vocab),
+            prompt_token_ids=self._prompt(request, computed, tokens),
             mm_features=[],
             sampling_params=SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True),
             pooling_params=None,
@@ -375,23 +376,17 @@ class LayerWorker:
         """The first cache block of a request in a group of layers."""
         return 1 + (request * self.groups + group) * _blocks(case, self.block_size)
 
-    def _prompt(self, request: int, computed: int, tokens: int, vocab: int) -> Any:
+    def _prompt(self, request: int, computed: int, tokens: int) -> Any:
         """The first ``computed + tokens`` token ids of a request.
 
         With pooled caches nothing before ``computed`` is read again, so one id stands for all.
         """
         if self.plan.caches == "pooled" and computed:
-            ids = np.full(computed + tokens, self._known(request, 1, vocab)[0], dtype=np.int32)
-            ids[computed:] = self._known(request, tokens, vocab)
+            known = self.sequences.tokens(request, tokens)
+            ids = np.full(computed + tokens, known[0], dtype=np.int32)
+            ids[computed:] = known
             return ids
-        return self._known(request, computed + tokens, vocab)
-
-    def _known(self, request: int, length: int, vocab: int) -> list[int]:
-        """``prompt_tokens``, kept: drawing them costs more than a decode step."""
-        kept = self._prompts.get(request, [])
-        if len(kept) < length:
-            kept = self._prompts[request] = prompt_tokens(self.plan.seed, request, length, vocab)
-        return kept[:length]
+        return self.sequences.tokens(request, computed + tokens)
 
 
 def _blocks(case: Case, block_size: int) -> int:
