@@ -43,12 +43,14 @@ def write_file(path: Path, text: str, *, force: bool) -> None:
     """Write a result to a file, in one step, and say so on stderr; ``-`` is stdout.
 
     Raises:
-        BadInput: the file exists and is not to be overwritten.
+        BadInput: the file exists and is not to be overwritten, or there is no such folder.
     """
     if str(path) == "-":
         show(text)
         return
     target = path.resolve()  # a link stays one
+    if not target.parent.is_dir():
+        raise BadInput(f"{path}: no such folder as {path.parent}")
     if target.exists() and not target.is_file():  # a pipe or a device takes the text as it is
         target.write_text(text, "utf-8")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ def report(
     ID is an id that `opkit status` shows or its last letters, an op, a run's folder, a file of
     `opkit align --json`, or a collection (dsa-vllm, or its folder).
 
-    Exit code: 0 shown; with --compare 0 nothing differs, 1 kernels or times differ.
+    Exit code: 0 shown; with --compare 0 nothing differs, 1 a verdict, shape, kernel or time does.
     """
-    _check(asked, html, markdown, as_json, compare, tolerance)
+    _check(asked, html, markdown, as_json, compare, tolerance, shipped)
     form = "markdown" if markdown else "json" if as_json else "terminal"
     if compare:
         left, right = (find_stored(name, out) for name in compare)
@@ -95,6 +96,7 @@ def _check(
     as_json: bool,
     compare: tuple[str, str] | None,
     tolerance: float | None,
+    shipped: tuple[Path, ...],
 ) -> None:
     if sum((html is not None, markdown, as_json)) > 1:
         raise WrongUsage("--html, --markdown and --json exclude each other")
@@ -104,8 +106,15 @@ def _check(
         raise WrongUsage(
             "--compare draws no page", "--markdown and --json hold the whole comparison"
         )
+    if compare and shipped:
+        raise WrongUsage(
+            "--compare takes no --shipped table",
+            "`opkit report COLLECTION --shipped FILE` shows it",
+        )
     if tolerance is not None and not compare:
         raise WrongUsage("--tolerance is for --compare")
+    if tolerance is not None and not math.isfinite(tolerance):
+        raise WrongUsage(f"--tolerance is a share, as 0.15, and not {tolerance}")
 
 
 def _alignment(found: StoredAlignment, form: str, verbose: bool) -> str:
@@ -159,7 +168,7 @@ def _write_html(found: Stored, html: Path, shipped: tuple[Path, ...], force: boo
     if isinstance(found, StoredAlignment):
         from opkit.reports.html.align import align_page
 
-        page = align_page(found.result, name=found.name, folder=found.folder)
+        page = align_page(found.result, name=found.id, folder=found.folder)
         write_file(path, page, force=force)
         return
     from opkit.collect.desk.desk import desk_of
@@ -215,7 +224,7 @@ def _compare_collections(
 ) -> int:
     from opkit.collect.compare import compare_collections
     from opkit.collect.desk.read import read_collection
-    from opkit.reports.compare_rows import differs, print_rows, rows_markdown
+    from opkit.reports.compare_rows import print_rows, rows_markdown
 
     found = compare_collections(read_collection(left.folder), read_collection(right.folder))
     if form == "json":
@@ -224,7 +233,7 @@ def _compare_collections(
         show(rows_markdown(found))
     else:
         show(shown(lambda console: print_rows(found, console, verbose=verbose)))
-    return EXIT_FAIL if differs(found) else EXIT_PASS
+    return EXIT_FAIL if found.differs else EXIT_PASS
 
 
 def _dump(data: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import duckdb
@@ -28,7 +29,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_without_a_verdict_it_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="collecting gemm needs torch")
+    pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     ran = run_opkit("collect", "gemm", "--out", tmp_path)
     assert ran.code == 7
     assert "gemm on torch is not admitted: no verdict on gemm for torch" in ran.err
@@ -82,7 +83,7 @@ def test_verify_and_install_want_a_collection(tmp_path: Path) -> None:
 def test_collect_resume_verify_and_status(tmp_path: Path, sweep: Path) -> None:
     """GIVEN no verdict WHEN gemm is collected with a waiver THEN there are tables, a second run
     measures nothing, a wider one only what is new, and the waiver stands everywhere."""
-    pytest.importorskip("torch", reason="collecting gemm needs torch")
+    pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     words = ("collect", "gemm", "--waive", "no GPU here", "--out", tmp_path, "--sweep", sweep)
     first = run_opkit(*words, "--limit", "4", "--json")
     assert first.code == 0, first.err
@@ -105,15 +106,18 @@ def test_collect_resume_verify_and_status(tmp_path: Path, sweep: Path) -> None:
     status = run_opkit("status", "--out", tmp_path)
     assert "collected gemm on torch" in status.out
     assert "waived: no GPU here" in status.out
-    again = json.loads(run_opkit("verify", "gemm", "--out", tmp_path, "--json", "--sample", "3",
-                                 "--tolerance", "100").out)  # fmt: skip
-    assert len(again["rows"]) == 3
-    assert again["passed"]
+    # Microseconds on loaded cores repeat within no share: what is tested is that it is judged.
+    for tolerance, passed, code in ((1e9, True, 0), (1e-12, False, 1)):
+        ran = run_opkit("verify", "gemm", "--out", tmp_path, "--json", "--sample", "3",
+                        "--tolerance", tolerance)  # fmt: skip
+        again = json.loads(ran.out)
+        assert len(again["rows"]) == 3
+        assert (again["failed"], again["passed"], ran.code) == ([], passed, code)
 
 
 def test_a_collection_that_is_killed_goes_on(tmp_path: Path, sweep: Path) -> None:
     """Kill -9 the command in the middle; what is done stays, the next run completes it."""
-    pytest.importorskip("torch", reason="collecting gemm needs torch")
+    pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     words = [
         sys.executable, "-m", "opkit", "collect", "gemm", "--waive", "x", "--out", str(tmp_path),
         "--sweep", str(sweep),
@@ -122,6 +126,7 @@ def test_a_collection_that_is_killed_goes_on(tmp_path: Path, sweep: Path) -> Non
     parts = tmp_path / "collect" / "gemm-torch" / "parts"
     while not any(path.stat().st_size for path in parts.glob("*.jsonl")):
         assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     told = json.loads(run_opkit(*words[3:], "--json").out)
@@ -132,7 +137,7 @@ def test_a_collection_that_is_killed_goes_on(tmp_path: Path, sweep: Path) -> Non
 
 def test_another_way_of_measuring_is_another_collection(tmp_path: Path, sweep: Path) -> None:
     """Rows of two timings never stand in one table; what is left out is counted."""
-    pytest.importorskip("torch", reason="collecting gemm needs torch")
+    pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     words = ("collect", "gemm", "--waive", "x", "--out", tmp_path, "--sweep", sweep, "--json")
     assert json.loads(run_opkit(*words).out)["done"] == 6
     told = json.loads(run_opkit(*words, "--pacing", "sustained", "--limit", "2").out)

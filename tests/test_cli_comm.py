@@ -27,7 +27,7 @@ from opkit.sensors.nvml import Gpu
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "comm.md").read_text("utf-8")
 needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not here: no rank can be started"
+    importlib.util.find_spec("torch") is None, reason="torch is not installed: make test-torch"
 )
 
 
@@ -234,7 +234,7 @@ def test_a_graph_that_launches_nothing_is_a_wrong_result(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its buffers hold the right data already, from the launch before the capture."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     case = CommCase("nccl", "all_gather", dtype, 1, 512, LaunchMode.GRAPH)
     of_dtype = {"half": torch.float16, "int8": torch.int8}[dtype]
     count = case.message().total

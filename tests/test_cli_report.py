@@ -143,6 +143,7 @@ def test_what_is_not_there_lists_what_there_is(opkit: Opkit, ids: dict[str, str]
         ({"a.json": "{}"}, ["report", "a.json"], "a.json: schema none"),
         ({"a.json": '{"schema": "opkit.verify/1"}'}, ["report", "a.json"], "schema opkit.verify/1"),
         ({"a.json": "[1]"}, ["report", "a.json"], "a.json: not a result of opkit"),
+        ({"a.json": '{"a": NaN}'}, ["report", "a.json"], "NaN is no number"),
         ({"a.json": '{"schema": "opkit.align/1"}'}, ["report", "a.json"], "damaged alignment"),
         ({"a.sqlite": "SQLite"}, ["report", "a.sqlite"], "a.sqlite: not a JSON file"),
         (
@@ -242,6 +243,16 @@ def test_a_folder_gets_a_page_named_after_the_verdict(
     assert [path.name for path in (tmp_path / "pages").iterdir()] == [f"{ids['passed']}.html"]
 
 
+def test_only_a_verdict_of_the_ledger_has_an_id(
+    opkit: Opkit, ids: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "kept.json").write_text(json.dumps(align_json(passed())))
+    assert (
+        f"<dt>ledger id</dt><dd>{ids['passed']}</dd>" in opkit("report", "dsa", "--html", "-").out
+    )
+    assert "ledger id" not in opkit("report", "kept.json", "--html", "-").out
+
+
 @pytest.mark.usefixtures("ids")
 def test_html_to_stdout_is_the_page_alone(opkit: Opkit) -> None:
     ran = opkit("report", "--html", "-")
@@ -254,7 +265,7 @@ def test_html_to_stdout_is_the_page_alone(opkit: Opkit) -> None:
 def test_a_page_that_cannot_be_written_leaves_nothing(opkit: Opkit) -> None:
     ran = opkit("report", "--html", "no/such/folder/page.html")
     assert ran.code == EXIT_BAD_INPUT
-    assert "No such file or directory" in ran.complaint()
+    assert ran.complaint() == "no/such/folder/page.html: no such folder as no/such/folder"
 
 
 @pytest.mark.usefixtures("ids")
@@ -287,6 +298,8 @@ def test_a_link_stays_a_link_and_a_pipe_is_written_into(opkit: Opkit, tmp_path: 
         (["--shipped", "t.parquet"], "--shipped is for collections"),
         (["--compare", "dsa", "mla"], "different ops"),
         (["--compare", "dsa", "dsa"], "are one alignment"),
+        (["--compare", "dsa", "mla", "--tolerance", "nan"], "--tolerance is a share"),
+        (["--compare", "dsa", "mla", "--shipped", "t.parquet"], "--compare takes no --shipped"),
         (["--compare", "a"], "Option '--compare' requires 2 arguments"),
         (["--compare", "dsa", "mla", "--tolerance", "-1"], "-1"),
     ],

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from cli_runs import Ran, run_main
-from made_rows import about, dsa_row, grid, measured
+from made_collections import write_collection
+from made_rows import about, dsa_row, failed_row, grid, measured
 
 from opkit.collect.tables.write import write_tables
-from opkit.collect.work import Row, row_from_json
+from opkit.collect.work import Fault, Row, row_from_json
 from opkit.errors import EXIT_BAD_INPUT, EXIT_USAGE
 from opkit.layers.dsa import DSA
 
@@ -107,7 +108,12 @@ def test_rows_that_changed_are_listed_and_exit_with_1(
     assert ran.out.count("▲ 1.500") == 12
 
     data = json.loads(opkit("report", "--compare", made, after, "--json").out)
-    assert data["schema"] == "opkit.collection_comparison/1"
+    assert (data["schema"], data["kind"], data["differs"]) == (
+        "opkit.compare/1",
+        "collection",
+        True,
+    )
+    assert [data[side]["name"] for side in "ab"] == [str(made), str(after)]
     assert data["overall"]["slower"] == 12
 
     markdown = opkit("report", "--compare", made, after, "--markdown").out
@@ -156,3 +162,13 @@ def test_a_real_collection_is_shown(opkit: Opkit, tmp_path: Path) -> None:
     assert sum(int(count.replace(",", "")) for count in counts) == len(rows) == 536
     again = opkit("report", "--compare", "real", collection(tmp_path / "again", rows))
     assert again.code == 0
+
+
+def test_a_case_without_a_row_is_told_by_its_sizes(opkit: Opkit, tmp_path: Path) -> None:
+    """GIVEN a case that failed, THEN its line says what tells it apart, and no more."""
+    rows = [row for row in grid() if row.table == "dsa_context_module"]
+    lost = failed_row(1, 8192, 0, Fault.MEMORY, "12 GiB")
+    write_collection(tmp_path / "lost", rows, about(), loose=[lost])
+    ran = opkit("report", "lost")
+    [line] = [line for line in ran.out.splitlines() if line.startswith("no row:")]
+    assert line == "no row: batch 1 · isl 8,192: failed (12 GiB)"

@@ -185,3 +185,22 @@ def test_the_command_line_pulls_no_framework() -> None:
     loaded = set(done.stdout.split())
     assert "opkit" in loaded
     assert not loaded & (FRAMEWORKS | {"transformers", "numpy", "pandas"})
+
+
+def test_showing_a_stored_verdict_loads_no_numpy() -> None:
+    """It takes longer to load than to show anything."""
+    code = (
+        "import sys; from pathlib import Path; from opkit.align.ledger import Ledger; "
+        "import opkit.cli_report, opkit.reports.terminal; "
+        "Ledger(Path('none.db')).entries(); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert not set(done.stdout.split()) & {
+        "numpy",
+        "pandas",
+        "sqlite_utils",
+        "matplotlib",
+        "jinja2",
+    }

@@ -51,7 +51,7 @@ OFFLINE = [
     ("report result.json", "opkit.align/1"),
     ("report dsa-vllm", "opkit.collection_report/1"),
     ("report --compare result.json other.json", "opkit.compare/1"),
-    ("report --compare dsa-vllm again", "opkit.collection_comparison/1"),
+    ("report --compare dsa-vllm again", "opkit.compare/1"),
     ("collect dsa --plan --tp 8", "opkit.plan_of_collection/1"),
     ("comm --plan --gpus 2", "opkit.comm-plan/1"),
     ("layers", "opkit.layers/1"),

@@ -86,6 +86,15 @@ DATA_DEPENDENT = Advice(
     "these kernels' time depends on operand values (ties, locality), and the values differ",
     "give mock and engine the same weights and the same kind of activations",
 )
+FOLLOWS_KERNELS = Advice(
+    "other kernels run, and their time is other",
+    "mend names, counts and missing/extra first",
+)
+UNKNOWN_LENGTH = Advice(
+    "the cache length of these decode steps is unknown (no requests are recorded, or they do not "
+    "add up to the step labels), and grids and times follow from it",
+    "record with `opkit align --e2e-cmd`, and slim with --modules rather than --steps",
+)
 ROUTING = Advice(
     "the mock's tokens met another number of experts than the engine's, whose weights are the time",
     "align with --inputs captured: the engine's own hidden states, so the router's own choices",

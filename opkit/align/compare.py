@@ -186,8 +186,7 @@ def _side(
                 calls_b=calls_b[kind],
             )
         )
-    pace = _pace(a.gpu_ns, b.gpu_ns, limits.case * a.gpu_ns)
-    return SideChange(side, a, b, pace, tuple(rows))
+    return SideChange(side, a, b, _case_pace(a, b, limits), tuple(rows))
 
 
 def _laid_beside(a: Sequence[KernelName], b: Sequence[KernelName]) -> list[Pairing]:
@@ -220,13 +219,17 @@ def _kernel_pace(a: KernelStat | None, b: KernelStat | None, limits: Limits) -> 
     if a is None or b is None:
         return Pace.STEADY
     spread = limits.spread * (a.mad_ns + b.mad_ns)
-    return _pace(
-        a.median_ns, b.median_ns, max(limits.kernel * a.median_ns, spread, limits.floor_ns)
-    )
+    return _pace(a.median_ns, b.median_ns, limits.kernel, max(spread, limits.floor_ns))
 
 
-def _pace(a: int, b: int, allowed: float) -> Pace:
-    if abs(b - a) <= allowed:
+def _case_pace(a: SideSummary, b: SideSummary, limits: Limits) -> Pace:
+    """By the spread of single regions too, where the results hold any."""
+    return _pace(a.gpu_ns, b.gpu_ns, limits.case, limits.spread * (a.mad_ns + b.mad_ns))
+
+
+def _pace(a: int, b: int, share: float, least: float) -> Pace:
+    # A share of the shorter time, so that B against A finds what A against B does.
+    if abs(b - a) <= max(share * min(a, b), least):
         return Pace.STEADY
     return Pace.SLOWER if b > a else Pace.FASTER
 

@@ -7,8 +7,6 @@ integer nanoseconds of GPU execution.
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -45,9 +43,9 @@ class Limits:
     """From when on a time has changed.
 
     Attributes:
-        kernel: least share by which a kernel's median must differ.
-        case: share by which a region's whole GPU time must differ.
-        spread: median absolute deviations, both sides added, by which a median must differ.
+        kernel: least share of the shorter time by which a kernel's median must differ.
+        case: the same of a region's whole GPU time.
+        spread: median absolute deviations, both sides added, by which either must differ.
         floor_ns: smaller differences of a kernel are never a change.
     """
 
@@ -129,7 +127,7 @@ class SideChange:
         result of an older opkit holds none of these."""
         if self.ratio is None or not (self.a.samples_ns and self.b.samples_ns):
             return None
-        parts = (_mad(side.samples_ns) / max(1, side.gpu_ns) for side in (self.a, self.b))
+        parts = (side.mad_ns / max(1, side.gpu_ns) for side in (self.a, self.b))
         return self.ratio * math.hypot(*parts)
 
     @property
@@ -249,11 +247,6 @@ class AlignComparison:
     def differs(self) -> bool:
         """Whether a verdict, a shape, a kernel or a time changed."""
         return self.verdicts[0] != self.verdicts[1] or any(p.differs for p in self.phases)
-
-
-def _mad(samples: Sequence[int]) -> float:
-    middle = statistics.median(samples)
-    return statistics.median(abs(sample - middle) for sample in samples)
 
 
 def comparison_json(found: AlignComparison) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from opkit.align.result import AlignResult, Outcome, PhaseResult
 from opkit.align.result_json import align_from_json, align_json
 from opkit.errors import BadInput
@@ -131,9 +129,12 @@ class Ledger:
         }
         rows = [shared | _phase_columns(phase) for phase in result.phases]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open() as db, _write(db):
+        # Imported by who writes: it loads numpy where that is, which takes longer than reading.
+        from sqlite_utils import Database
+
+        with self._open() as connection, _write(connection):
             # Recorded twice within a second is recorded once.
-            db.table(TABLE).insert_all(rows, replace=True)
+            Database(connection).table(TABLE).insert_all(rows, replace=True)
         return name
 
     def entries(
@@ -155,11 +156,11 @@ class Ledger:
             return []
         asked = {"op": op, "phase": phase, "backend": backend, "gpu": gpu, "verdict": verdict}
         given = {column: str(value) for column, value in asked.items() if value is not None}
-        where = " AND ".join(f"{column} = :{column}" for column in given)
-        with self._open() as db:
-            rows = db.table(TABLE).rows_where(
-                where or None, given, order_by="created DESC, rowid DESC", limit=limit
-            )
+        where = " AND ".join(f"{column} = :{column}" for column in given) or "TRUE"
+        order = f"ORDER BY created DESC, rowid DESC LIMIT {-1 if limit is None else limit}"
+        with self._open() as connection:
+            connection.row_factory = sqlite3.Row
+            rows = connection.execute(f"SELECT * FROM {TABLE} WHERE {where} {order}", given)
             return [LedgerEntry(**row) for row in rows]
 
     def latest(
@@ -170,15 +171,14 @@ class Ledger:
         return found[0] if found else None
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[Database]:
+    def _open(self) -> Iterator[sqlite3.Connection]:
         """The file with its table made; its own errors as one sentence."""
         with contextlib.ExitStack() as stack:
             try:
                 connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)
                 stack.callback(connection.close)
-                db = Database(connection)
-                _prepare(db, self.path)
-                yield db
+                _prepare(connection, self.path)
+                yield connection
             except sqlite3.OperationalError as error:
                 raise BadInput(f"{self.path}: the ledger cannot be used ({error})") from error
             except sqlite3.DatabaseError as error:
@@ -188,24 +188,28 @@ class Ledger:
                 ) from error
 
 
-def _prepare(db: Database, path: Path) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    tables = db.table_names()
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    tables = [name for (name,) in names]
     if version == FORMAT and TABLE in tables:
         return
     if tables and version != FORMAT:
         raise BadInput(f"{path}: an SQLite file, but not an opkit ledger of format {FORMAT}")
-    with _write(db):
+    from sqlite_utils import Database
+
+    db = Database(connection)
+    with _write(connection):
         db.table(TABLE).create(_COLUMNS, pk=("id", "phase"), if_not_exists=True)
         db.table(TABLE).create_index(["op", "phase", "created"], if_not_exists=True)
         db.execute(f"PRAGMA user_version = {FORMAT}")
 
 
 @contextlib.contextmanager
-def _write(db: Database) -> Iterator[None]:
+def _write(connection: sqlite3.Connection) -> Iterator[None]:
     """A transaction that takes the write lock at once, so that a second writer waits its turn."""
-    db.conn.execute("BEGIN IMMEDIATE")
-    with db.conn:
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
         yield
 
 

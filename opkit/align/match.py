@@ -43,34 +43,44 @@ def align_names(
     """Best global alignment of two name sequences: (mock index, e2e index, level) in launch
     order."""
     rows, columns = len(mock), len(e2e)
-    levels: dict[tuple[KernelName, KernelName], Level | None] = {}
+    levels = _levels(mock, e2e, roles)
     score = [
         [_GAP * (i + j) if 0 in (i, j) else 0.0 for j in range(columns + 1)]
         for i in range(rows + 1)
     ]
     for i in range(rows):
-        for j in range(columns):
-            pair = (mock[i], e2e[j])
-            if pair not in levels:
-                levels[pair] = name_level(*pair, roles)
-            level = levels[pair]
-            best = max(score[i][j + 1], score[i + 1][j]) + _GAP
+        above, row = score[i], score[i + 1]
+        for j, level in enumerate(levels[i]):
+            best = max(above[j + 1], row[j]) + _GAP
             if level is not None:
-                best = max(best, score[i][j] + _SCORES[level])
-            score[i + 1][j + 1] = best
-    return _trace_back(score, mock, e2e, levels)
+                best = max(best, above[j] + _SCORES[level])
+            row[j + 1] = best
+    return _trace_back(score, levels)
 
 
-def _trace_back(
-    score: list[list[float]],
-    mock: Sequence[KernelName],
-    e2e: Sequence[KernelName],
-    levels: dict[tuple[KernelName, KernelName], Level | None],
-) -> list[Pairing]:
+def _levels(
+    mock: Sequence[KernelName], e2e: Sequence[KernelName], roles: Sequence[Role]
+) -> list[list[Level | None]]:
+    """How well each pair of names agrees, by mock index and e2e index. Names repeat: two are
+    compared once, and a row stands for all of the mock's that are called the same."""
+    places: dict[KernelName, list[int]] = {}
+    for j, name in enumerate(e2e):
+        places.setdefault(name, []).append(j)
+    rows: dict[KernelName, list[Level | None]] = {}
+    for name in dict.fromkeys(mock):
+        row = rows[name] = [None] * len(e2e)
+        for other, at in places.items():
+            level = name_level(name, other, roles)
+            for j in at if level is not None else ():
+                row[j] = level
+    return [rows[name] for name in mock]
+
+
+def _trace_back(score: list[list[float]], levels: list[list[Level | None]]) -> list[Pairing]:
     pairs: list[Pairing] = []
-    i, j = len(mock), len(e2e)
+    i, j = len(score) - 1, len(score[0]) - 1
     while i or j:
-        level = levels[(mock[i - 1], e2e[j - 1])] if i and j else None
+        level = levels[i - 1][j - 1] if i and j else None
         if level is not None and score[i][j] == score[i - 1][j - 1] + _SCORES[level]:
             i, j = i - 1, j - 1
             pairs.append((i, j, level))

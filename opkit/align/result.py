@@ -5,6 +5,7 @@ Times are integer nanoseconds of GPU execution unless a name says otherwise.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -138,6 +139,14 @@ class SideSummary:
     unattributed: int = 0
     misreported: int = 0
     samples_ns: tuple[int, ...] = ()
+
+    @property
+    def mad_ns(self) -> float:
+        """Median absolute deviation of the kept regions' GPU time; 0 where none are kept."""
+        if not self.samples_ns:
+            return 0.0
+        middle = statistics.median(self.samples_ns)
+        return statistics.median(abs(ns - middle) for ns in self.samples_ns)
 
 
 @dataclass(frozen=True)

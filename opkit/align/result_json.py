@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from opkit.align.result import (
@@ -23,6 +24,16 @@ from opkit.errors import BadInput
 from opkit.layers.op import Case, LaunchMode, Phase
 
 SCHEMA = "opkit.align/1"
+# How plain fields of results are annotated, and what they may hold.
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,),
+}  # fmt: skip
+# What of the provenance is an object, a list of objects, or a list of texts, where it is there.
+_OBJECTS = (
+    "versions", "model", "dtypes", "policy", "layer_source", "recipe", "commands", "region",
+)  # fmt: skip
+_LISTS = {"files": dict, "waves": dict, "operands": dict, "engine_args": str,
+          "nsys_warnings": str, "notes": str}  # fmt: skip
 
 
 def align_json(result: AlignResult) -> dict[str, Any]:
@@ -54,16 +65,49 @@ def align_from_json(data: dict[str, Any], origin: str = "report") -> AlignResult
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise BadInput(f"{origin}: not an alignment report of schema {SCHEMA}")
     try:
-        return AlignResult(
+        found = AlignResult(
             op=data["op"],
             backend=data["backend"],
             verdict=Outcome(data["verdict"]),
             phases=tuple(_phase_from(name, phase) for name, phase in data["phases"].items()),
-            provenance=data["provenance"],
+            provenance=dict(data["provenance"]),
             notes=tuple(data["notes"]),
         )
+        _check_plain(found)
+        _check_provenance(found.provenance)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{origin}: a damaged alignment report ({error!r})") from error
+    return found
+
+
+def _check_plain(made: Any) -> None:
+    """TypeError where, anywhere in ``made``, a number is none or not finite, or a text no text."""
+    for field in fields(made):
+        value, kind = getattr(made, field.name), str(field.type)
+        if value is None and kind.endswith(" | None"):
+            continue
+        items = value if isinstance(value, tuple) else (value,)
+        allowed = _PLAIN.get("int" if kind.startswith("tuple[int") else kind.split(" | ")[0])
+        for item in items:
+            if is_dataclass(item):
+                _check_plain(item)
+            elif allowed and not (isinstance(item, allowed) and _finite(item)):
+                raise TypeError(f"{field.name}: {item!r}")
+
+
+def _check_provenance(known: dict[str, Any]) -> None:
+    """TypeError where a part of the provenance has another shape than reports show."""
+    wrong = [name for name in _OBJECTS if not isinstance(known.get(name) or {}, dict)]
+    for name, kind in _LISTS.items():
+        items = known.get(name) or []
+        if not isinstance(items, list | tuple) or not all(isinstance(item, kind) for item in items):
+            wrong.append(name)
+    if wrong:
+        raise TypeError(f"provenance: {', '.join(wrong)}")
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _phase(phase: PhaseResult) -> dict[str, Any]:
@@ -210,7 +254,13 @@ def _pair_from(data: dict[str, Any]) -> KernelPair:
 def _kernel_from(data: dict[str, Any] | None) -> KernelStat | None:
     if data is None:
         return None
-    dimensions = {
-        name: tuple(data[name]) if data[name] is not None else None for name in ("grid", "block")
-    }
+    dimensions = {name: _three(data[name]) for name in ("grid", "block")}
     return KernelStat(**data | dimensions)
+
+
+def _three(sizes: list[int] | None) -> tuple[int, int, int] | None:
+    """Launch dimensions; ValueError when they are not three."""
+    if sizes is None:
+        return None
+    x, y, z = sizes
+    return x, y, z

@@ -86,9 +86,7 @@ def sequence_regions(
         if signature not in seen:
             spans = _candidates(step.launches, learned, pattern, mock)
             seen[signature] = [
-                span
-                for span in spans
-                if _agreement(step.launches[slice(*span)], references) >= MIN_AGREEMENT
+                span for span in spans if _agrees(step.launches[slice(*span)], references)
             ]
         regions += [
             Region(case.case, step.launches[slice(*span)], layer)
@@ -123,12 +121,15 @@ def _candidates(
     return [(a + 1, b) for a, b in pairwise(at) if b > a + 1]
 
 
-def _agreement(launches: tuple[Launch, ...], references: tuple[tuple[Launch, ...], ...]) -> float:
-    """Best share of agreeing kernels with any reference sequence."""
-    best = 0.0
+def _agrees(launches: tuple[Launch, ...], references: tuple[tuple[Launch, ...], ...]) -> bool:
+    """Whether enough kernels agree with those of any reference sequence."""
     names = [launch.name for launch in launches]
     for reference in references:
+        longer = max(len(names), len(reference))
+        if min(len(names), len(reference)) / longer < MIN_AGREEMENT:
+            continue  # not even if all of the shorter agreed
         pairs = align_names([launch.name for launch in reference], names)
         agreeing = sum(1 for _, _, level in pairs if level in (Level.SAME, Level.VARIANT))
-        best = max(best, agreeing / max(len(names), len(reference)))
-    return best
+        if agreeing / longer >= MIN_AGREEMENT:
+            return True
+    return False

@@ -126,6 +126,15 @@ class BenchOptions:
             raise WrongUsage("--engine-dir is a built TensorRT-LLM engine: --backend trtllm")
         if self.backend != "openai-url" and not self.model and self.engine_dir is None:
             raise WrongUsage("nothing to run: give --model DIR, or --engine-dir DIR for trtllm")
+        if self.backend == "openai-url" and self.engine_args:
+            raise WrongUsage(
+                "--engine-args go to an engine that opkit starts; a server was given its own",
+                "in a scenario, put engine_args into the model that they are for",
+            )
+        if self.backend != "openai-url" and self.served_model:
+            raise WrongUsage("--served-model goes with --backend openai-url")
+        if self.clip and not self.max_input_length:
+            raise WrongUsage("--clip needs --max-input-length: to how many tokens?")
         if self.model and self.engine_dir is not None:
             raise WrongUsage("--model and --engine-dir are two ways to name one thing: give one")
 

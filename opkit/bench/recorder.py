@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from opkit.bench.clock import Clock
 from opkit.sensors.levels import Levels, Sensors
@@ -28,6 +29,10 @@ class Track:
         """The levels of a stretch of time."""
         return [levels for at, levels in self.levels if began_ns <= at <= ended_ns]
 
+
+# The meter is read every 10 ms. Without a reading for so long (seconds, and part of the stretch) it
+# had stopped to answer, and what it had told is no mean of the stretch.
+SILENT_S, SILENT = 0.25, 0.1
 
 Record = Callable[[Sensors, int], AbstractContextManager[Track]]
 
@@ -64,12 +69,19 @@ def recording(clock: Clock) -> Record:
 def mean_watts(
     readings: Sequence[Reading], meter: Meter, began_ns: int, ended_ns: int
 ) -> float | None:
-    """Mean power of a stretch of time; None with too few readings in it.
+    """Mean power of a stretch of time; None with too few readings in it, or none for a while.
 
     An energy counter is read from one of its steps to another (``sensors.meter.mean_rate``),
-    levels are averaged with their time (``mean_level``).
+    levels are averaged with their time (``mean_level``). A counter goes on counting while nobody
+    reads it, so only the ends of the stretch must be known; of levels all of it.
     """
     inside = [reading for reading in readings if began_ns <= reading[0] * 1e9 <= ended_ns]
+    times = [began_ns / 1e9, *(at for at, _ in inside), ended_ns / 1e9]
+    silences = [later - earlier for earlier, later in pairwise(times)]
+    if meter.counts:
+        silences = [silences[0], silences[-1]]
+    if max(silences) > max(SILENT_S, SILENT * (times[-1] - times[0])):
+        return None
     return (mean_rate if meter.counts else mean_level)(inside)
 
 

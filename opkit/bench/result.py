@@ -259,7 +259,7 @@ def _notes(measured: Measured, sensors: Sensors, watts: float | None) -> list[st
     if cached := _cached(measured.turns):
         said.append(f"{cached:,} prompt tokens came from the engine's prefix cache")
     if sensors.meter() is not None and watts is None:
-        said.append("no mean power: the readings of this test are too few; see --power-seconds")
+        said.append("no mean power: too few readings, or none for a while; see --power-seconds")
     if any(reply.first_ns is None for turn in measured.turns for reply in turn.replies):
         said.append("the engine did not tell when the first token was there")
     return said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -121,7 +122,7 @@ def _value(key: str, value: Any) -> Any:
             raise WrongUsage("--batch 0: one request at least")
         return found
     if key == "prompt_gen":
-        pairs = [value] if isinstance(value, str) else value
+        pairs = value if isinstance(value, (list, tuple)) else [value]
         return parse_pairs(p if isinstance(p, str) else ",".join(_words(p)) for p in pairs)
     if key == "engine_args":
         return dict(value) if isinstance(value, Mapping) else parse_engine_args(_words(value))
@@ -139,6 +140,9 @@ def _value(key: str, value: Any) -> Any:
 def _number(key: str, value: Any, option: str) -> int | float:
     wanted = float if key in _REAL else int
     right = isinstance(value, (int, wanted)) and not isinstance(value, bool)
+    right = right and math.isfinite(value)
+    if right and key in ("limit", "start_limit") and value <= 0:
+        raise WrongUsage(f"{option} {value!r}: give seconds, more than 0")
     if not right or (key != "cool_to" and value < _WHOLE.get(key, 0)):
         least = "" if key == "cool_to" else f", {_WHOLE.get(key, 0)} or more"
         raise WrongUsage(f"{option} {value!r}: give a number{least}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,13 +41,25 @@ class Sensing:
         if host and not is_here(host) and self.kind == "auto":
             say(f"no power, heat or clocks: {host} is another machine (--sensors reads this one's)")
             return NoSensors()
-        count = options.engine_args.get("tensor_parallel_size", 1)
-        found = find(self.kind, self.gpus, count if isinstance(count, int) else 1, self.rails)
+        found = find(self.kind, self.gpus, gpus_of(options), self.rails)
         if found.scope:
             say(f"sensors: {found.kind}, {found.scope}")
+            others = found.facts().get("listed", 1) > 1 and not self.gpus
+            if host and others:
+                say("which GPUs the server uses is not known here: name them with --gpus")
         else:
             say(f"sensors: {found.kind}; no power is measured")
         return found
+
+
+# Keywords of vLLM and TensorRT-LLM; an engine runs on as many GPUs as their product.
+_SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+def gpus_of(options: BenchOptions) -> int:
+    """On how many GPUs an engine runs, by its keywords."""
+    sizes = [options.engine_args.get(name, 1) for name in _SPREAD]
+    return math.prod(size for size in sizes if isinstance(size, int) and size > 0)
 
 
 def is_here(host: str) -> bool:

@@ -41,7 +41,7 @@ WARNS = ("GPU", "host", "driver", "latency", "pacing", "l2", "warmups", "spread"
 _MOVED = 0.1
 
 
-def compare_collections(before: Collection, after: Collection) -> CollectionComparison:
+def compare_collections(a: Collection, b: Collection) -> CollectionComparison:
     """Compare two collections of one op.
 
     A row has changed when its latency moved by more than both medians' 95 % intervals allow,
@@ -52,85 +52,86 @@ def compare_collections(before: Collection, after: Collection) -> CollectionComp
     Raises:
         WrongUsage: they are of different ops, are one and the same, or share no row.
     """
-    _check(before, after)
-    old = {(point.table, identity(point.columns)): point for point in before.points}
-    new = {(point.table, identity(point.columns)): point for point in after.points}
+    _check(a, b)
+    old = {(point.table, identity(point.columns)): point for point in a.points}
+    new = {(point.table, identity(point.columns)): point for point in b.points}
     shared = [key for key in old if key in new]
     if not shared:
         raise WrongUsage(
-            f"{before.folder} and {after.folder} share no row: {len(old):,} and {len(new):,} rows "
+            f"{a.folder} and {b.folder} share no row: {len(old):,} and {len(new):,} rows "
             "of other shapes, dtypes or heads",
             "collect the same sweep on both sides",
         )
-    layouts = _layouts(before, after)
+    layouts = _layouts(a, b)
     rows = [_row(old[key], new[key], layouts[key[0]]) for key in shared]
     rows.sort(key=lambda row: -abs(math.log(row.ratio)))
     return CollectionComparison(
-        op=before.op,
-        backends=(before.backend, after.backend),
-        folders=(str(before.folder), str(after.folder)),
+        op=a.op,
+        backends=(a.backend, b.backend),
+        names=(str(a.folder), str(b.folder)),
         rows=tuple(rows),
         overall=_group("", "", rows),
         groups=tuple(_groups(rows, layouts)),
-        new=tuple(_one_sided(p, before, layouts) for key, p in new.items() if key not in old),
-        lost=tuple(_one_sided(p, after, layouts) for key, p in old.items() if key not in new),
+        only_a=tuple(_one_sided(p, b, layouts) for key, p in old.items() if key not in new),
+        only_b=tuple(_one_sided(p, a, layouts) for key, p in new.items() if key not in old),
         kernels=tuple(_kernels(rows)),
-        differences=tuple(sorted(_differences(before, after), key=lambda item: not item.warns)),
-        notes=(*before.notes, *after.notes),
+        differences=tuple(sorted(_differences(a, b), key=lambda item: not item.warns)),
+        floor=FLOOR,
+        notes=(*a.notes, *b.notes),
     )
 
 
-def _check(before: Collection, after: Collection) -> None:
-    if before.folder.resolve() == after.folder.resolve():
-        raise WrongUsage(f"{before.folder}: compared with itself", "name two collections")
-    if before.op != after.op:
+def _check(a: Collection, b: Collection) -> None:
+    if a.folder.resolve() == b.folder.resolve():
+        raise WrongUsage(f"{a.folder}: compared with itself", "name two collections")
+    if a.op != b.op:
         raise WrongUsage(
-            f"a collection of {before.op} cannot be compared with one of {after.op}",
+            f"a collection of {a.op} cannot be compared with one of {b.op}",
             "name two collections of one op",
         )
-    for side in (before, after):
+    for side in (a, b):
         if not side.points:
             raise WrongUsage(f"{side.folder} has no row to compare with", "collect it first")
 
 
-def _layouts(before: Collection, after: Collection) -> dict[str, Layout]:
+def _layouts(a: Collection, b: Collection) -> dict[str, Layout]:
     """The layout of each table's curves, from the rows of both sides."""
     by_table: dict[str, list[Mapping[str, Value]]] = defaultdict(list)
-    for point in (*before.points, *after.points):
+    for point in (*a.points, *b.points):
         by_table[point.table].append(point.columns)
     return {name: layout_of(columns) for name, columns in by_table.items()}
 
 
-def _row(before: Point, after: Point, layout: Layout) -> RowChange:
+def _row(a: Point, b: Point, layout: Layout) -> RowChange:
     combined = None
-    if before.interval is not None and after.interval is not None:
-        combined = math.hypot(before.interval, after.interval)
+    if a.interval is not None and b.interval is not None:
+        combined = math.hypot(a.interval, b.interval)
     allowed = max(FLOOR, combined or 0.0)
     # In logarithms, so that a row is as likely to be called faster as slower.
-    moved = math.log(after.latency_ms / before.latency_ms)
+    moved = math.log(b.latency_ms / a.latency_ms)
     change = Change.SAME if abs(moved) <= math.log1p(allowed) else (
         Change.SLOWER if moved > 0 else Change.FASTER
     )  # fmt: skip
-    old, new = _kinds(before), _kinds(after)
+    old, new = _kinds(a), _kinds(b)
     known = bool(old and new)
-    names = [{kernel.name for kernel in point.measured.kernels} for point in (before, after)]
+    names = [{kernel.name for kernel in point.measured.kernels} for point in (a, b)]
     return RowChange(
-        table=before.table,
-        group=layout.group(before.columns),
-        label=layout.label(before.columns),
-        columns=before.columns,
-        before_ms=before.latency_ms,
-        after_ms=after.latency_ms,
+        table=a.table,
+        group=layout.group(a.columns),
+        label=layout.label(a.columns),
+        columns=a.columns,
+        latency_ms_a=a.latency_ms,
+        latency_ms_b=b.latency_ms,
         allowed=allowed,
         combined=combined,
         change=change,
         kernels_gone=tuple(sorted(old.keys() - new.keys())) if known else (),
         kernels_new=tuple(sorted(new.keys() - old.keys())) if known else (),
         variants=known and old.keys() == new.keys() and names[0] != names[1],
-        mover=_mover(old, new, before.latency_ms) if known else None,
-        launch=(str(before.measured.launch), str(after.measured.launch)),
-        source=(before.source, after.source),
-        flags=(before.flags, after.flags),
+        mover=_mover(old, new, a.latency_ms) if known else None,
+        launch=(str(a.measured.launch), str(b.measured.launch)),
+        source=(a.source, b.source),
+        flags=(a.flags, b.flags),
     )
 
 
@@ -146,7 +147,7 @@ def _mover(old: Mapping[str, float], new: Mapping[str, float], latency_ms: float
     names = sorted(old.keys() | new.keys())
     name = max(names, key=lambda name: abs(new.get(name, 0.0) - old.get(name, 0.0)))
     found = Mover(name, old.get(name, 0.0), new.get(name, 0.0))
-    moved = abs(found.after_us - found.before_us)
+    moved = abs(found.us_b - found.us_a)
     return found if moved > _MOVED * FLOOR * latency_ms * 1e3 else None
 
 
@@ -191,13 +192,13 @@ def _kernels(rows: Sequence[RowChange]) -> list[KernelChange]:
     return sorted(found, key=lambda item: -(item.gone + item.new))
 
 
-def _differences(before: Collection, after: Collection) -> Iterable[Difference]:
-    old, new = _facts(before), _facts(after)
+def _differences(a: Collection, b: Collection) -> Iterable[Difference]:
+    old, new = _facts(a), _facts(b)
     for name in dict.fromkeys((*old, *new)):
         was, now = old.get(name, ""), new.get(name, "")
         if was != now:
             yield Difference(name, was, now, name in WARNS)
-    clocks = [_clock(side) for side in (before, after)]
+    clocks = [_clock(side) for side in (a, b)]
     told = [f"{mhz:,.0f} MHz (median)" if mhz else "" for mhz in clocks]
     if told[0] != told[1]:
         apart = not all(clocks) or abs(clocks[1] / clocks[0] - 1) > FLOOR

@@ -1,4 +1,8 @@
-"""What a comparison of two collections says, as plain data: rows, groups, kernels, facts."""
+"""What a comparison of two collections says, as plain data: rows, groups, kernels, facts.
+
+A is the first, B the second, as in a comparison of alignments, whose JSON has the same frame; every
+ratio is B over A.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from opkit.align.comparison import SCHEMA
 from opkit.collect.tables.validate import Value
-
-SCHEMA = "opkit.collection_comparison/1"
 
 
 class Change(StrEnum):
@@ -25,8 +28,8 @@ class Mover:
     """The kernel whose time changed most: its kind, and microseconds a forward on both sides."""
 
     kernel: str
-    before_us: float
-    after_us: float
+    us_a: float
+    us_b: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class RowChange:
         table, group, label: where it stands and what it is called: ``group`` is what its curves
             share (as ``num_heads 128 · step 0``), ``label`` its sizes.
         columns: of the table.
-        before_ms, after_ms: the tables' latencies.
+        latency_ms_a, latency_ms_b: the tables' latencies.
         allowed: share by which it may differ and is the same: both intervals of the medians,
             combined, and at least ``FLOOR``.
         combined: root of the sum of squares of both 95 % half-widths, as a share; None where one
@@ -46,17 +49,17 @@ class RowChange:
         kernels_gone, kernels_new: kinds of kernels that only the one or the other launched.
         variants: names differ, kinds do not: other tiles or templates.
         mover: the kernel that moved most, where kernels were recorded on both sides and one moved.
-        launch: launch modes before and after.
-        source: which time was the latency, before and after.
-        flags: of both, before and after.
+        launch: launch modes of A and B.
+        source: which time was the latency, of A and B.
+        flags: of A and B.
     """
 
     table: str
     group: str
     label: str
     columns: Mapping[str, Value]
-    before_ms: float
-    after_ms: float
+    latency_ms_a: float
+    latency_ms_b: float
     allowed: float
     combined: float | None
     change: Change
@@ -70,15 +73,15 @@ class RowChange:
 
     @property
     def ratio(self) -> float:
-        """After over before: above 1 is slower."""
-        return self.after_ms / self.before_ms
+        """B over A: above 1 is slower."""
+        return self.latency_ms_b / self.latency_ms_a
 
 
 @dataclass(frozen=True)
 class GroupChange:
     """The rows of one set of curves, or of all: how many changed, and by how much.
 
-    ``median``, ``least`` and ``most`` are of the ratios after over before.
+    ``median``, ``least`` and ``most`` are of the ratios B over A.
     """
 
     table: str
@@ -109,14 +112,14 @@ class Difference:
     """What the two collections differ in, besides their rows.
 
     Attributes:
-        what: in words: ``GPU``, ``vllm``, ``pacing`` …
-        before, after: as text; empty where it is not known.
+        name: in words: ``GPU``, ``vllm``, ``pacing`` …
+        a, b: as text; empty where it is not known.
         warns: the ratios do not tell software from this: other machines, other methods.
     """
 
-    what: str
-    before: str
-    after: str
+    name: str
+    a: str
+    b: str
     warns: bool
 
 
@@ -131,49 +134,81 @@ class KernelChange:
 
 @dataclass(frozen=True)
 class CollectionComparison:
-    """What changed from one collection to another.
+    """Two collections of one op.
 
     Attributes:
-        op, backends, folders: what was compared, before and after.
+        op: the op of both.
+        backends, names: of A and B; a name is the folder.
         rows: those that both have, largest change first.
         overall: of all of these.
         groups: of each set of curves, in the tables' order.
-        new, lost: rows of one side only.
+        only_a, only_b: rows of one side only.
         kernels: kinds of kernels that changed, most rows first.
         differences: of versions, machines and methods; those that warn first.
+        floor: share by which any row may differ and is the same.
         notes: what the folders themselves need to have said.
     """
 
     op: str
     backends: tuple[str, str]
-    folders: tuple[str, str]
+    names: tuple[str, str]
     rows: tuple[RowChange, ...]
     overall: GroupChange
     groups: tuple[GroupChange, ...]
-    new: tuple[OneSided, ...]
-    lost: tuple[OneSided, ...]
+    only_a: tuple[OneSided, ...]
+    only_b: tuple[OneSided, ...]
     kernels: tuple[KernelChange, ...]
     differences: tuple[Difference, ...]
+    floor: float
     notes: tuple[str, ...] = ()
-    schema: str = SCHEMA
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Why a ratio may be of the machine or the method rather than of the software."""
-        return tuple(
-            f"{item.what} differs: {item.before or '?'} before, {item.after or '?'} after"
-            for item in self.differences
-            if item.warns
-        )
+        return tuple(_warning(item) for item in self.differences if item.warns)
 
     @property
     def changed(self) -> tuple[RowChange, ...]:
         """Rows that are slower or faster than their spread explains, largest change first."""
         return tuple(row for row in self.rows if row.change is not Change.SAME)
 
+    @property
+    def differs(self) -> bool:
+        """Whether a row's time or kernels changed, or a row is on one side only."""
+        return bool(self.changed or self.kernels or self.only_a or self.only_b)
+
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready, with each row's ratio and the warnings."""
+        """JSON-ready; every row that both have, changed or not."""
         data = asdict(self)
-        for row, made in zip(data["rows"], self.rows, strict=True):
-            row["ratio"] = made.ratio
-        return {"schema": data.pop("schema"), **data, "warnings": list(self.warnings)}
+        rows = [row | {"ratio": made.ratio}
+                for row, made in zip(data["rows"], self.rows, strict=True)]  # fmt: skip
+        sides = [
+            {"name": name, "backend": backend}
+            for name, backend in zip(self.names, self.backends, strict=True)
+        ]
+        return {
+            "schema": SCHEMA,
+            "kind": "collection",
+            "op": self.op,
+            "differs": self.differs,
+            "a": sides[0],
+            "b": sides[1],
+            "warnings": list(self.warnings),
+            "notes": data["notes"],
+            "provenance": data["differences"],
+            "limits": {"floor": self.floor},
+            "overall": data["overall"],
+            "groups": data["groups"],
+            "rows": rows,
+            "only_a": data["only_a"],
+            "only_b": data["only_b"],
+            "kernels": data["kernels"],
+        }
+
+
+def _warning(found: Difference) -> str:
+    """What differs, or which side does not say it: that is no difference yet."""
+    if found.a and found.b:
+        return f"{found.name} differs: {found.a} in A, {found.b} in B"
+    known, silent = ("A", "B") if found.a else ("B", "A")
+    return f"{found.name} is not known of {silent}; {known} says {found.a or found.b}"

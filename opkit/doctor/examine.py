@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from opkit.doctor.facts.frameworks import FrameworkFacts, gather_frameworks, try_imports
-from opkit.doctor.facts.gpu import GpusFacts, gather_gpus
+from opkit.doctor.facts.gpu import PROHIBITED, GpusFacts, gather_gpus
 from opkit.doctor.facts.host import HostFacts, gather_host
 from opkit.doctor.facts.nsys import NsysFacts, gather_nsys
-from opkit.doctor.finding import Diagnosis, Finding, Group
+from opkit.doctor.finding import Diagnosis, Finding, Group, Status
 from opkit.doctor.machine import Machine
 from opkit.doctor.probes import frameworks as on_frameworks
 from opkit.doctor.probes import gpu as on_gpu
@@ -117,6 +117,7 @@ def judge(facts: Facts) -> tuple[Finding, ...]:
         some = facts.frameworks
         found += [
             on_frameworks.python(some),
+            on_frameworks.headers(some),
             *on_frameworks.engines(some),
             on_frameworks.torch(some, gpus),
             *on_frameworks.layers(some, gpus),
@@ -128,7 +129,8 @@ def judge(facts: Facts) -> tuple[Finding, ...]:
 # What a run is told before it starts.
 BEFORE_A_RUN = frozenset(
     {"nsys and driver", "other profilers", "GPUs", "free", "idle", "throttling", "ECC", "MIG",
-     "compute mode", "output folder", "disk space", "temporary folder", "MPI", "environment"}
+     "compute mode", "output folder", "disk space", "temporary folder", "MPI", "compiler",
+     "environment"}
 )  # fmt: skip
 
 
@@ -148,4 +150,11 @@ def before_run(
         host=gather_host(machine, out),
     )
     found = [finding for finding in judge(facts) if finding.name in BEFORE_A_RUN]
+    modes = {gpu.compute_mode for gpu in facts.gpus.gpus} if facts.gpus is not None else set()
+    if modes != {PROHIBITED}:  # CUDA takes another GPU
+        found = [
+            replace(one, status=Status.WARN)
+            if one.name == "compute mode" and one.status is Status.FAIL else one
+            for one in found
+        ]  # fmt: skip
     return Diagnosis(tuple(found))

@@ -122,7 +122,7 @@ def _phase(phase: PhaseChange, width: int) -> list[RenderableType]:
     if phase.grouped:
         parts += ["", _changes(phase.grouped, len(phase.cases), width)]
     elif phase.cases:
-        parts.append(Text("the same kernels in the same order, within their spread", "dim"))
+        parts.append(Text("the same kernels in the same order, times within the limits", "dim"))
     return parts
 
 

@@ -16,7 +16,7 @@ from opkit.collect.comparison import (
     RowChange,
 )
 from opkit.reports.columns import NOTHING, Column, table
-from opkit.reports.facts import WIDEST
+from opkit.reports.facts import WIDEST, rows_of
 from opkit.reports.markdown import code, folded, rows, text
 
 SIGN = {Change.SLOWER: "▲", Change.FASTER: "▼", Change.SAME: "="}
@@ -35,8 +35,8 @@ def print_rows(found: CollectionComparison, console: Console, *, verbose: bool =
     """
     width = min(console.width, WIDEST)
     console.print(Text(f"{found.op}: A against B", style="bold"))
-    for letter, folder, backend in zip("AB", found.folders, found.backends, strict=True):
-        console.print(f"{letter}  {folder}  {backend}", markup=False, highlight=False)
+    for letter, name, backend in zip("AB", found.names, found.backends, strict=True):
+        console.print(f"{letter}  {name}  {backend}", markup=False, highlight=False)
     for line in (*found.warnings, *found.notes):
         console.print(Text(f"warning: {line}", style="yellow"))
     if found.differences:
@@ -53,30 +53,28 @@ def print_rows(found: CollectionComparison, console: Console, *, verbose: bool =
         console.print(Text(f"… and {more:,} more changed; --verbose lists all", style="dim"))
     for kernel in found.kernels:
         console.print(Text(f"kernel {kernel_text(kernel)}", style="yellow"))
-    _one_sided("A", found.lost, console, verbose)
-    _one_sided("B", found.new, console, verbose)
+    _one_sided("A", found.only_a, console, verbose)
+    _one_sided("B", found.only_b, console, verbose)
     console.print()
-    style = "bold red" if differs(found) else "bold green"
+    style = "bold red" if found.differs else "bold green"
     console.print(Text(end_text(found), style=style))
-
-
-def differs(found: CollectionComparison) -> bool:
-    """Whether a row's time or kernels changed, or a row is on one side only."""
-    return bool(found.changed or found.kernels or found.new or found.lost)
 
 
 def end_text(found: CollectionComparison) -> str:
     """The answer in a sentence."""
-    rest = f"{len(found.rows):,} rows that both have"
-    if not differs(found):
-        return f"NO DIFFERENCE  {rest}: times within their intervals, the same kernels"
+    rest = f"{rows_of(len(found.rows))} that both have"
+    if not found.differs:
+        return (
+            f"NO DIFFERENCE  {rest}: times within {found.floor:.0%} or their intervals, the same "
+            "kernels"
+        )
     parts = [
         f"{number:,} {word}"
         for number, word in (
             (found.overall.slower, "slower"),
             (found.overall.faster, "faster"),
-            (len(found.lost), "only in A"),
-            (len(found.new), "only in B"),
+            (len(found.only_a), "only in A"),
+            (len(found.only_b), "only in B"),
             (len(found.kernels), "kinds of kernels changed"),
         )
         if number
@@ -87,7 +85,9 @@ def end_text(found: CollectionComparison) -> str:
 def kernel_text(kernel: KernelChange) -> str:
     """Which kernel, and in how many rows it came or went."""
     parts = [
-        f"{sign}{count:,} rows" for sign, count in (("−", kernel.gone), ("+", kernel.new)) if count
+        f"{sign}{rows_of(count)}"
+        for sign, count in (("−", kernel.gone), ("+", kernel.new))
+        if count
     ]
     return f"{kernel.kernel}: {', '.join(parts)}"
 
@@ -95,10 +95,10 @@ def kernel_text(kernel: KernelChange) -> str:
 def _differences(found: CollectionComparison, width: int) -> object:
     items = found.differences
     columns = [
-        Column("differs", [Text(item.what, "yellow" if item.warns else "") for item in items]),
-        Column("A", [Text(item.before) if item.before else NOTHING for item in items],
+        Column("differs", [Text(item.name, "yellow" if item.warns else "") for item in items]),
+        Column("A", [Text(item.a) if item.a else NOTHING for item in items],
                flexible=True),
-        Column("B", [Text(item.after) if item.after else NOTHING for item in items]),
+        Column("B", [Text(item.b) if item.b else NOTHING for item in items]),
     ]  # fmt: skip
     return table(columns, width)
 
@@ -128,8 +128,8 @@ def _rows(changed: Sequence[RowChange], width: int) -> object:
     columns = [
         Column("row", [Text(f"{row.group} {row.label}".strip()) for row in changed],
                flexible=True),
-        Column("A ms", [Text(f"{row.before_ms:.4f}") for row in changed], True),
-        Column("B ms", [Text(f"{row.after_ms:.4f}") for row in changed], True),
+        Column("A ms", [Text(f"{row.latency_ms_a:.4f}") for row in changed], True),
+        Column("B ms", [Text(f"{row.latency_ms_b:.4f}") for row in changed], True),
         Column("B/A", [Text(f"{SIGN[row.change]} {row.ratio:.3f}", style=STYLE[row.change])
                        for row in changed], True),
         Column("same within", [Text(f"{row.allowed:.1%}") for row in changed], True, leaves=3),
@@ -143,7 +143,7 @@ def mover_text(row: RowChange) -> str:
     """The kernel whose time changed most."""
     if row.mover is None:
         return ""
-    return f"{mover_name(row)} {row.mover.before_us:,.1f} → {row.mover.after_us:,.1f} µs"
+    return f"{mover_name(row)} {row.mover.us_a:,.1f} → {row.mover.us_b:,.1f} µs"
 
 
 def mover_name(row: RowChange) -> str:
@@ -167,7 +167,7 @@ def alone_text(row: OneSided) -> str:
 
 def rows_markdown(found: CollectionComparison) -> str:
     """What changed, as GitHub-flavoured Markdown ending in a line break."""
-    lines = [f"### {text(found.op)}: {text(found.folders[0])} → {text(found.folders[1])}", ""]
+    lines = [f"### {text(found.op)}: {text(found.names[0])} → {text(found.names[1])}", ""]
     lines += [f"**{text(end_text(found))}**"]
     for line in (*found.warnings, *found.notes):
         lines += ["", f"> ⚠️ {text(line)}"]
@@ -181,21 +181,21 @@ def rows_markdown(found: CollectionComparison) -> str:
     if found.changed:
         cells = [
             (text(f"{row.group} {row.label}".strip()),
-             f"{row.before_ms:.4f}", f"{row.after_ms:.4f}",
+             f"{row.latency_ms_a:.4f}", f"{row.latency_ms_b:.4f}",
              f"{SIGN[row.change]} {row.ratio:.3f}", code(mover_text(row)))
             for row in found.changed
         ]  # fmt: skip
         inside = rows(("row", "A ms", "B ms", "B/A", "most moved"), cells, " rrr")
-        lines += ["", *folded(f"{len(cells):,} rows changed", inside)]
+        lines += ["", *folded(f"{rows_of(len(cells))} changed", inside)]
     if found.kernels:
         inside = [f"- {text(kernel_text(kernel))}" for kernel in found.kernels]
         lines += ["", *folded(f"{len(inside):,} kinds of kernels changed", inside)]
-    for letter, only in (("A", found.lost), ("B", found.new)):
+    for letter, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             inside = [f"- {text(alone_text(row))}" for row in only]
-            lines += ["", *folded(f"{len(only):,} rows only in {letter}", inside)]
+            lines += ["", *folded(f"{rows_of(len(only))} only in {letter}", inside)]
     if found.differences:
-        values = [(text(item.what), code(item.before), code(item.after))
+        values = [(text(item.name), code(item.a), code(item.b))
                   for item in found.differences]  # fmt: skip
         inside = rows(("differs", "A", "B"), values)
         lines += ["", *folded(f"{len(values)} facts differ", inside)]

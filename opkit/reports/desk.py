@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.text import Text
 
 from opkit.collect.desk.desk import CurveGroup, Desk, Range, TableDesk
+from opkit.collect.desk.point import Lost
 from opkit.reports.columns import Column, table
-from opkit.reports.facts import SEPARATOR, WIDEST
+from opkit.reports.facts import SEPARATOR, WIDEST, rows_of
 from opkit.reports.markdown import NOTHING, folded, rows, text
 
 ODD = 8  # rows that stand out, listed in the terminal
@@ -43,7 +44,7 @@ def print_desk(desk: Desk, console: Console, *, verbose: bool = False) -> None:
 
 def status(one: TableDesk) -> str:
     """Rows, what became of the others, and the spread of the medians."""
-    parts = [f"{len(one.read.points):,} rows", one.read.status]
+    parts = [rows_of(len(one.read.points)), one.read.status]
     parts += [f"{count:,} {state}" for state, count in one.states.items() if state != "measured"]
     if one.interval is not None:
         parts.append(
@@ -65,10 +66,10 @@ def power(desk: Desk) -> list[str]:
     """A sentence on the rows whose power was measured, and on throttling."""
     found = []
     if desk.power:
-        found.append(f"power was measured with {len(desk.power):,} rows")
+        found.append(f"power was measured with {rows_of(len(desk.power))}")
     throttled = sum(moment.throttled for moment in desk.moments)
     if throttled:
-        found.append(f"{throttled:,} rows were measured while the GPU was throttled")
+        found.append(f"{rows_of(throttled)} measured while the GPU was throttled")
     return found
 
 
@@ -117,16 +118,21 @@ def outliers(one: TableDesk) -> list[str]:
 def missing(one: TableDesk) -> list[str]:
     """Cases without a row, each with its reason."""
     return [
-        f"{item.group} {', '.join(f'{k} {v}' for k, v in item.columns.items())}: {item.why}"
-        + (f" ({item.what})" if item.what else "")
+        f"{_place(one, item)}: {item.why}" + (f" ({item.what})" if item.what else "")
         for item in one.read.lost
     ]
+
+
+def _place(one: TableDesk, item: Lost) -> str:
+    """What tells a case from the others; with its build's name where that is not known in full."""
+    known = all(name in item.columns for name in one.layout.sizes)
+    return " ".join(filter(None, ("" if known else item.group, one.layout.place(item.columns))))
 
 
 def _odd(one: TableDesk, console: Console, verbose: bool) -> None:
     _list(outliers(one), "stands out: ", "yellow", console, verbose)
     for flag, count in one.flags.items():
-        console.print(Text(f"{count:,} rows flagged {flag}", style="yellow"))
+        console.print(Text(f"{rows_of(count)} flagged {flag}", style="yellow"))
 
 
 def _lost(one: TableDesk, console: Console, verbose: bool) -> None:

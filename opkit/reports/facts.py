@@ -109,6 +109,11 @@ def us(ns: int) -> str:
     return f"{ns / 1000:,.1f}"
 
 
+def rows_of(count: int) -> str:
+    """``1 row``, ``1,234 rows``."""
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
 def percent(share: float) -> str:
     """A share of 1 as percent."""
     return f"{100 * share:.1f} %"

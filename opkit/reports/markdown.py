@@ -43,9 +43,14 @@ _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _MARKUP = re.compile(r"[\\`*{}\[\]<>|~$]|(?<!\w)_|_(?!\w)|#(?=\d)|@(?=\w)")
 
 
+def _plain(text: str) -> str:
+    """On one line, without control characters: they would reach the terminal of who prints it."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+
+
 def code(name: str) -> str:
     """A name in code style that may stand in a table: pipes escaped, as many ticks as it takes."""
-    plain = " ".join(name.split())
+    plain = _plain(name)
     longest = max((len(run) for run in re.findall("`+", plain)), default=0)
     ticks = "`" * (longest + 1)
     # A span that begins or ends with a tick is set off by a blank, which GitHub takes away.
@@ -55,7 +60,7 @@ def code(name: str) -> str:
 
 def text(sentence: object) -> str:
     """A sentence on one line in which nothing is markup, but what opkit sets in ``code``."""
-    parts = _SPAN.split(" ".join(str(sentence).split()))
+    parts = _SPAN.split(_plain(str(sentence)))
     return "".join(code(part) if n % 2 else _escaped(part) for n, part in enumerate(parts))
 
 

@@ -30,10 +30,17 @@ GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class StoredAlignment:
-    """An alignment, a name that a file can have, and the folder of its traces, if there is one."""
+    """An alignment.
+
+    Attributes:
+        name: that a file can have.
+        id: in the ledger; empty where it was read from a file.
+        folder: of its traces; empty where it is not known.
+    """
 
     name: str
     result: AlignResult
+    id: str = ""
     folder: str = ""
 
 
@@ -107,7 +114,7 @@ def matching(asked: str, entries: list[LedgerEntry]) -> list[LedgerEntry]:
 
 
 def _entry(entry: LedgerEntry) -> StoredAlignment:
-    return StoredAlignment(entry.id, entry.alignment(), entry.report_dir)
+    return StoredAlignment(entry.id, entry.alignment(), entry.id, entry.report_dir)
 
 
 def _folder(folder: Path) -> Stored:
@@ -146,13 +153,14 @@ def _file(path: Path) -> Stored:
             f"shown are results of `opkit align --json` ({ALIGN}) and `opkit bench --json` "
             f"({BENCH}), and folders of `opkit collect`",
         )
-    return StoredAlignment(name, align_from_json(data, str(path)), str(run or ""))
+    return StoredAlignment(name, align_from_json(data, str(path)), folder=str(run or ""))
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
-        data = json.loads(gzip.decompress(raw) if raw.startswith(GZIP) else raw)
+        text = gzip.decompress(raw) if raw.startswith(GZIP) else raw
+        data = json.loads(text, parse_constant=_no_number)
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(
             f"{path}: not a JSON file ({error})", "traces are judged by `opkit align`"
@@ -160,6 +168,10 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadInput(f"{path}: not a result of opkit: its JSON is no object")
     return data
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _what_there_is(entries: list[LedgerEntry], out: Path) -> str:

@@ -44,12 +44,14 @@ class NvmlSensors:
     Args:
         gpus: those to read; watts are their sum.
         driver: the driver's version; empty: not told.
+        listed: how many GPUs NVML lists in all.
     """
 
     kind = "nvml"
 
-    def __init__(self, gpus: Sequence[Found], driver: str = "") -> None:
+    def __init__(self, gpus: Sequence[Found], driver: str = "", listed: int = 0) -> None:
         self._gpus = tuple(gpus)
+        self._listed = max(listed, len(gpus))
         self._driver = driver
         self.heat = tuple(found.label for found in gpus)
         self.clock = tuple(f"{found.label} SM" for found in gpus)
@@ -58,7 +60,7 @@ class NvmlSensors:
         self.scope = f"whole board of {names}" if self._choice else ""
 
     def facts(self) -> dict[str, Any]:
-        """GPUs by index, UUID, name and power limit in W; driver."""
+        """GPUs by index, UUID, name and power limit in W; how many there are in all; driver."""
         gpus = [
             {
                 "index": found.index,
@@ -68,7 +70,7 @@ class NvmlSensors:
             }
             for found in self._gpus
         ]
-        return {"gpus": gpus, "driver": self._driver}
+        return {"gpus": gpus, "listed": self._listed, "driver": self._driver}
 
     def levels(self) -> Levels:
         """One reading of every GPU."""
@@ -128,7 +130,7 @@ def open_gpus(wanted: str = "", count: int = 1, nvml: Any = None) -> NvmlSensors
         _LOG.info("NVML: not usable (%s)", error)
         return None
     chosen = _chosen(found, wanted, count)
-    return NvmlSensors(chosen, driver) if chosen else None
+    return NvmlSensors(chosen, driver, len(found)) if chosen else None
 
 
 def _chosen(found: list[Found], wanted: str, count: int) -> list[Found]:

@@ -264,6 +264,33 @@ def test_an_unknown_cache_length_is_no_evidence() -> None:
     assert "16 × 1 @ ?" in checked(made)["evidence"].detail
 
 
+def test_at_an_unknown_cache_length_another_time_fails_nothing() -> None:
+    # gqa's recorded decode steps without their requests: another length, and so another time.
+    slower = changed(4, replace(same("topKPerRowPrefill", 90.0, other_us=60.0)))
+    known = case_match(slower, mock={"case": decode(16, 1029)}, e2e={"case": decode(16, 1029)})
+    assert not_passed(subject(known)) == {"latency": "fail", "data": "fail"}
+    unknown = subject(case_match(slower, e2e={"case": decode(16, -1)}))
+    assert set(not_passed(unknown).values()) == {"inconclusive"}
+    assert checked(unknown)["latency"].cause == causes.UNKNOWN_LENGTH.cause
+    # What does not follow from the length fails as ever.
+    other = subject(
+        case_match((*slower, alone("k", 4.0, Level.MOCK_ONLY)), e2e={"case": decode(16, -1)})
+    )
+    assert not_passed(other)["missing/extra"] == "fail"
+
+
+def test_latency_is_led_back_to_what_another_check_found() -> None:
+    # Its own advice (clocks, an idle GPU) came first in the report, and misled.
+    zeros = subject(case_match(changed(4, same("topKPerRowPrefill", 90.0, other_us=60.0))))
+    zeros = replace(zeros, operands=(replace(OPERAND, zeros=1.0, distinct=0.0),))
+    assert checked(zeros)["latency"].cause == causes.DEGENERATE.cause
+    missing = subject(
+        case_match((*PAIRS, alone("topk_write", 90.0, Level.E2E_ONLY)), mock={"gpu_ns": 800_000})
+    )
+    assert not_passed(missing)["latency"] == "fail"
+    assert checked(missing)["latency"].cause == causes.FOLLOWS_KERNELS.cause
+
+
 def decode(batch: int, past: int) -> Case:
     return Case(Phase.GENERATION, batch, 1, past)
 

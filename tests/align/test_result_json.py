@@ -122,3 +122,29 @@ def test_other_data_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said) as caught:
         align_from_json(through_json(made_result()) | change, "x.json")
     assert str(caught.value).startswith("x.json: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("phases", "context", "cases", 0, "mock", "gpu_ns"), "fast"),
+        (("phases", "context", "cases", 0, "mock", "gpu_ns"), None),
+        (("phases", "context", "cases", 0, "attributed"), float("nan")),
+        (("phases", "context", "cases", 0, "mock", "samples_ns"), [1, "x"]),
+        (("phases", "context", "kernels", 0, "share"), float("inf")),
+        (("phases", "context", "kernels", 0, "mock", "short"), 7),
+        (("phases", "context", "kernels", 0, "mock", "grid"), [1, 2]),
+        (("provenance", "versions"), "0.24.0"),
+        (("provenance", "files"), ["trace"]),
+        (("provenance", "notes"), [None]),
+    ],
+)
+def test_a_number_that_is_none_is_a_damaged_report(place: tuple[Any, ...], value: Any) -> None:
+    data = through_json(made_result())
+    *path, last = place
+    part = data
+    for step in path:
+        part = part[step]
+    part[last] = value
+    with pytest.raises(BadInput, match="damaged alignment report"):
+        align_from_json(data)

@@ -27,11 +27,19 @@ class LLM:
                  load_format="auto", **more):
         assert skip_tokenizer_init and not enable_prefix_caching and not disable_log_stats
         print("the fake engine prints", flush=True)
+        if DO == "invalid":
+            class ValidationError(ValueError):
+                pass
+            raise ValidationError("1 validation error for ModelConfig\\n  Value error, Invalid "
+                                  "repository ID or local directory specified: 'dir'")
         if DO == "no model":
             raise ValueError("no such model\\nand a second line")
         if DO == "core fails":
-            print("(EngineCore pid=7) ValueError: Free memory on device is too small",
-                  file=sys.stderr, flush=True)
+            for line in ("EngineCore failed to start.", "Traceback (most recent call last):",
+                         '  File "/x/core.py", line 1, in run',
+                         "ValueError: Free memory is too small"):
+                print("(EngineCore pid=7) ERROR 11-21 23:37:08 [core.py:1231]", line,
+                      file=sys.stderr, flush=True)
             raise RuntimeError("Engine core initialization failed. See root cause above.")
         if DO == "slow start":
             time.sleep(600)
@@ -42,7 +50,8 @@ class LLM:
             print("worker", self.worker.pid, flush=True)
         config = Some(
             model_config=Some(get_vocab_size=lambda: 1000, max_model_len=4096, dtype="bf16",
-                              quantization=None, enforce_eager=False),
+                              quantization=type if DO == "odd facts" else None,
+                              enforce_eager=False),
             parallel_config=Some(tensor_parallel_size=1),
             scheduler_config=Some(max_num_batched_tokens=8192),
             cache_config=Some(cache_dtype="auto"),
@@ -59,6 +68,11 @@ class LLM:
         if DO == "exit" and self.calls == 2:
             print("RuntimeError: EngineCore died", file=sys.stderr, flush=True)
             os._exit(3)
+        if DO == "core dies" and self.calls == 2:
+            class EngineDeadError(Exception):
+                pass
+            raise EngineDeadError("EngineCore encountered an issue. See stack trace (above) for "
+                                  "the root cause.")
         if DO == "raise" and self.calls == 2:
             raise RuntimeError("CUDA out of memory")
         if DO == "hang" and self.calls == 2:

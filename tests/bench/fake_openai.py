@@ -25,6 +25,9 @@ class Behaviour:
         cut: end the stream after so many chunks, without a word.
         cached: prompt tokens from the cache, as told; None: not told.
         together: requests that must be there before any is answered.
+        location: where a redirect leads.
+        odd: the data of every event, whatever was asked.
+        endless: events without tokens, again and again, until the client hangs up.
     """
 
     per_chunk: int = 1
@@ -37,6 +40,9 @@ class Behaviour:
     cached: int | None = None
     together: int = 1
     text: str = ""
+    location: str = ""
+    odd: str = ""
+    endless: bool = False
     models: list[dict[str, Any]] = field(
         default_factory=lambda: [
             {"id": "m", "root": "/nowhere", "max_model_len": 8192, "owned_by": "vllm"}
@@ -91,12 +97,14 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
             data = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if behaviour.location:
+                self.send_header("Location", behaviour.location)
             self.end_headers()
             self.wfile.write(data)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client hung up
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -110,6 +118,8 @@ def events(body: dict[str, Any], behaviour: Behaviour) -> Iterator[str]:
     """The data of the events for one request."""
     asked = body["max_tokens"] - behaviour.short
     prompt, so_far = len(body["prompt"]), 0
+    while behaviour.odd or behaviour.endless:
+        yield behaviour.odd or json.dumps({"choices": []})
     while so_far < asked:
         so_far = min(asked, so_far + behaviour.per_chunk)
         reason = "length" if so_far == asked else None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fake_engines import write_engines
 
+from opkit.bench.backends import child as child_module
 from opkit.bench.backends.child import Child
 from opkit.errors import RunFailed, ToolMissing
 
@@ -56,6 +57,18 @@ def test_what_the_engine_tells(engine: Start) -> None:
     assert "engine core" in served.timed_by
 
 
+def test_a_fact_that_is_no_plain_data_is_told_as_text(engine: Start) -> None:
+    assert engine("odd facts").start().facts["quantization"] == "<class 'type'>"
+
+
+def test_a_safe_path_does_not_hide_the_worker_s_files(
+    engine: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With PYTHONSAFEPATH a script's folder is not looked in."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    assert engine().start().version == "0.24.0"
+
+
 def test_a_run_with_the_engine_s_times(engine: Start) -> None:
     child = engine()
     child.start()
@@ -88,6 +101,7 @@ def test_what_the_engine_prints_goes_to_its_log(engine: Start, tmp_path: Path) -
         ("exit", r"ended with exit code 3 \(RuntimeError: EngineCore died\)", False),
         ("die", r"ended by SIGKILL \(CUDA error: an illegal memory access\)", False),
         ("hang", "a run took longer than 1 s and was ended", False),
+        ("core dies", "a run failed: EngineDeadError: EngineCore encountered an issue", False),
         ("short", "4 output tokens came back instead of 5", True),
     ],
 )
@@ -106,9 +120,30 @@ def test_an_engine_that_cannot_load_says_the_first_line(engine: Start) -> None:
         engine("no model").start()
 
 
+def test_a_model_that_is_not_there_is_named(engine: Start) -> None:
+    """vLLM checks options with pydantic, whose first line names no cause."""
+    with pytest.raises(RunFailed, match=r"ValidationError: 1 validation error.*Invalid repository"):
+        engine("invalid").start()
+
+
+def test_the_log_of_an_engine_before_tells_nothing_of_this_one(
+    engine: Start, tmp_path: Path
+) -> None:
+    """The models of a scenario write to one log."""
+    (tmp_path / "engine.log").write_text(
+        'Traceback (most recent call last):\n  File "/a.py", line 1, in a\nValueError: of old\n'
+    )
+    child = engine("die")
+    child.start()
+    child.generate([[1]], 5)
+    with pytest.raises(RunFailed) as caught:
+        child.generate([[1]], 5)
+    assert "of old" not in str(caught.value)
+
+
 def test_the_cause_is_found_in_the_engine_s_log(engine: Start) -> None:
     """vLLM's frontend only says that its engine's process failed."""
-    sentence = r"loading the model failed: \(EngineCore pid=7\) ValueError: Free memory on device"
+    sentence = r"loading the model failed: ValueError: Free memory is too small \(in x/core.py:1\)"
     with pytest.raises(RunFailed, match=sentence):
         engine("core fails").start()
 
@@ -143,6 +178,31 @@ def test_what_the_engine_started_is_ended_too(engine: Start, tmp_path: Path) -> 
     child.close()
     assert not alive(worker)
     child.close()  # a second time does nothing
+
+
+def test_a_second_ctrl_c_leaves_nothing_either(
+    engine: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = engine("worker")
+    child.start()
+    told = re.search(r"worker (\d+)", (tmp_path / "engine.log").read_text())
+    assert told is not None
+    waited = child_module._wait_group
+
+    def again(*_: Any) -> None:
+        monkeypatch.setattr(child_module, "_wait_group", waited)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(child_module, "_wait_group", again)
+    with pytest.raises(KeyboardInterrupt):
+        child.close()
+    assert not alive(int(told[1]))
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    child = Child("vllm", sys.executable, {"model": "m"}, tmp_path / "none" / "engine.log")
+    with pytest.raises(RunFailed, match=r"engine.log: cannot be written"):
+        child.start()
 
 
 def test_a_closed_engine_is_not_asked(engine: Start) -> None:

@@ -95,6 +95,9 @@ def test_pairs() -> None:
         ({"url": "http://h"}, "--url goes with"),
         ({"engine_dir": Path("e"), "model": ""}, "--backend trtllm"),
         ({"model": ""}, "nothing to run"),
+        ({"backend": "openai-url", "url": "http://h", "engine_args": {"a": 1}}, "--engine-args go"),
+        ({"served_model": "x"}, "--served-model goes with"),
+        ({"clip": True}, "--clip needs --max-input-length"),
         ({"backend": "trtllm", "engine_dir": Path("e")}, "two ways to name one thing"),
         ({"backend": "onnx"}, "one of vllm, trtllm, openai-url"),
     ],
@@ -159,6 +162,10 @@ def test_a_scenario_of_two_models(tmp_path: Path, name: str, text: str) -> None:
         ("[[models]]\nbackend = 'vllm'\nmodel = 'm'\nrepetitions = 0", WrongUsage, "1 or more"),
         ("[[models]]\nbackend = 'vllm'\nmodel = 'm'\nbatch = 0", WrongUsage, "one request at"),
         ("[[models]]\nbackend = 'vllm'\nmodel = 'm'\nclip = 1", WrongUsage, "true or false"),
+        ("[[models]]\nbackend = 'vllm'\nmodel = 'm'\nprompt_gen = 5", WrongUsage, "-pg 5: give"),
+        ("[[models]]\nbackend = 'vllm'\nmodel = 'm'\npower_seconds = inf", WrongUsage, "a number"),
+        ("[[models]]\nbackend = 'vllm'\nmodel = 'm'\ncool_to = nan", WrongUsage, "a number"),
+        ("[[models]]\nbackend = 'vllm'\nmodel = 'm'\nlimit = 0", WrongUsage, "more than 0"),
     ],
 )
 def test_scenarios_that_cannot_be_run(

@@ -27,7 +27,8 @@ def test_a_counter_is_read_from_step_to_step_within_the_stretch() -> None:
 
 
 def test_levels_are_averaged_with_their_time() -> None:
-    readings = [(0.0, 9999.0), (1.0, 100.0), (1.9, 100.0), (2.0, 300.0), (3.0, 9999.0)]
+    readings = [(0.0, 9999.0), *((1 + n / 10, 100.0) for n in range(10)), (2.0, 300.0)]
+    readings += [(3.0, 9999.0)]
     watts = mean_watts(readings, meter(False), SECOND, 2 * SECOND)
     assert watts == pytest.approx(0.9 * 100 + 0.1 * 200)
 
@@ -35,6 +36,24 @@ def test_levels_are_averaged_with_their_time() -> None:
 @pytest.mark.parametrize("counts", [True, False])
 def test_too_few_readings(counts: bool) -> None:
     assert mean_watts([(1.5, 5.0)], meter(counts), SECOND, 2 * SECOND) is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "times", "known"),
+    [
+        (False, [n / 100 for n in range(1001)], True),
+        (False, [n / 100 for n in range(1001) if not 300 < n < 600], False),
+        (False, [n / 100 for n in range(300)], False),
+        (True, [n / 100 for n in range(1001) if not 300 < n < 600], True),
+        (True, [n / 100 for n in range(300)], False),
+        (True, [n / 100 for n in range(700, 1001)], False),
+    ],
+)
+def test_a_meter_that_stopped_to_answer(counts: bool, times: list[float], known: bool) -> None:
+    """A counter goes on while nobody reads it; of a level nothing is known meanwhile."""
+    readings = [(at, 500.0 * at if counts else 500.0) for at in times]
+    watts = mean_watts(readings, meter(counts), 0, 10 * SECOND)
+    assert watts == (pytest.approx(500.0) if known else None)
 
 
 class Counted(FakeSensors):

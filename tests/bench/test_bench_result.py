@@ -128,7 +128,7 @@ def test_too_few_readings_are_no_power() -> None:
     found = row(BenchTest(Kind.PROMPT, 10, 0), [turn(0, 10, 10, 1)], FakeSensors(), track=track)
     assert (found.watts, found.joules_per_token, found.power_ns) == (None, None, None)
     assert found.notes == (
-        "no mean power: the readings of this test are too few; see --power-seconds",
+        "no mean power: too few readings, or none for a while; see --power-seconds",
     )
 
 

@@ -216,6 +216,14 @@ URL = "http://{}:8000"
     ("given", "kind", "count"),
     [
         ({"model": "m", "backend": "vllm", "engine_args": {"tensor_parallel_size": 2}}, "auto", 2),
+        (
+            {
+                "backend": "vllm",
+                "engine_args": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+            },
+            "auto",
+            4,
+        ),
         ({"model": "", "backend": "openai-url", "url": URL.format("127.0.0.1")}, "auto", 1),
         ({"model": "", "backend": "openai-url", "url": URL.format("far.example")}, "nvml", 1),
     ],
@@ -233,6 +241,22 @@ def test_sensors_of_this_machine_are_asked_for(
     Sensing(kind, "0", ("A",)).open(options(**given), said.append, find)
     assert asked == [(kind, "0", count, ("A",))]
     assert said == ["sensors: nvml, whole board of GPU 0"]
+
+
+def test_a_server_on_a_host_of_several_gpus_may_use_any_of_them() -> None:
+    class Several(FakeSensors):
+        def facts(self) -> dict[str, Any]:
+            return {"gpus": [{"index": 0, "name": "NVIDIA H100"}], "listed": 8}
+
+    asked = options(model="", backend="openai-url", url=URL.format("localhost"))
+    told = {}
+    for gpus in ("", "3"):
+        said: list[str] = []
+        Sensing(gpus=gpus).open(asked, said.append, lambda *_: Several())
+        told[gpus] = said[1:]
+    assert told == {
+        "": ["which GPUs the server uses is not known here: name them with --gpus"], "3": []
+    }  # fmt: skip
 
 
 def test_another_machine_s_server_has_no_sensors_here() -> None:

@@ -117,6 +117,16 @@ def test_the_prefix_cache_is_told() -> None:
         (Behaviour(status=400), "answered 400: .*the prompt is too long"),
         (Behaviour(error="out of memory"), "out of memory"),
         (Behaviour(cut=2), "the stream ended early"),
+        (
+            Behaviour(status=307, location="http://other/v1"),
+            "answered 307: .* leads to http://other",
+        ),
+        (Behaviour(odd="[]"), "no JSON object"),
+        (Behaviour(odd="{"), "not JSON"),
+        (Behaviour(odd='{"choices": [1]}'), "not as OpenAI's API has it"),
+        (Behaviour(odd='{"choices": {"a": 1}}'), "not as OpenAI's API has it"),
+        (Behaviour(odd='{"usage": [1]}'), "not as OpenAI's API has it"),
+        (Behaviour(odd='{"usage": {"completion_tokens": "4"}}'), "not as OpenAI's API has it"),
         (Behaviour(usage=False, continuous=False), "no usage, so its tokens cannot be counted"),
     ],
 )
@@ -130,6 +140,24 @@ def test_a_bad_answer_is_a_sentence_and_no_number(
         with pytest.raises(RunFailed, match=sentence):
             backend.generate([[1, 2]] * batch, 4)
         assert backend.alive()
+
+
+def test_a_key_that_is_refused() -> None:
+    with serving(Behaviour(status=401)) as url:
+        backend = OpenAiUrl(url)
+        backend.start()
+        with pytest.raises(RunFailed) as caught:
+            backend.generate([[1]], 4)
+    assert "OPENAI_API_KEY" in (caught.value.hint or "")
+
+
+def test_a_stream_that_never_ends_has_a_limit() -> None:
+    """Each piece comes in time, so the socket's own limit never strikes."""
+    with serving(Behaviour(endless=True)) as url:
+        backend = OpenAiUrl(url, limit_s=1.0, clock=ticking(100_000_000))
+        backend.start()
+        with pytest.raises(RunFailed, match="no answer within 1 s"):
+            backend.generate([[1]], 4)
 
 
 def test_no_server() -> None:
@@ -169,7 +197,7 @@ def test_urls(url: str, address: Address) -> None:
     assert parse_url(url) == address
 
 
-@pytest.mark.parametrize("url", ["ftp://h", "http://", "http://h:port"])
+@pytest.mark.parametrize("url", ["ftp://h", "http://", "http://h:port", "http://[::1"])
 def test_no_urls(url: str) -> None:
     with pytest.raises(BadInput, match="--url"):
         parse_url(url)

@@ -177,7 +177,7 @@ def test_power_is_given_under_the_names_of_the_field(monkeypatch: pytest.MonkeyP
 
 
 def test_torch_devices_are_understood() -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     weight = torch.randn(64, 64)
     with benchmark_with_power(
         torch.device("cpu"), lambda: weight @ weight, timing=SHORT

@@ -21,7 +21,7 @@ from opkit.collect.comm.plan import CommCase
 from opkit.collect.comm.sizes import OPS
 from opkit.layers.op import LaunchMode
 
-torch: Any = pytest.importorskip("torch", reason="torch is not here")
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 
 SEED = 3
 

@@ -17,7 +17,7 @@ from opkit.collect.comm.sizes import OPS
 from opkit.collect.work import Fault
 from opkit.errors import ToolMissing
 
-pytest.importorskip("torch", reason="torch is not here: no real rank can be started")
+pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 
 QUICK = replace(TIMING, max_seconds=0.05)
 # A case that goes on until it is disturbed: its spread is never small enough.

@@ -177,7 +177,7 @@ def test_power_is_told_where_it_was_measured(damaged: tuple[Desk, dict[str, str]
 
 def test_rows_in_no_table_are_noted(damaged: tuple[Desk, dict[str, str]]) -> None:
     (note,) = damaged[0].collection.notes
-    assert note.startswith("1 measured rows are in no table")
+    assert note.startswith("1 measured row is in no table")
 
 
 def test_a_table_that_was_changed_is_noted(tmp_path: Path) -> None:
@@ -215,9 +215,10 @@ def test_a_broken_provenance_file_is_one_sentence(tmp_path: Path) -> None:
     path.write_text(json.dumps(told))
     with pytest.raises(BadInput, match=r"dsa_context_module_perf\.provenance\.json: not readable"):
         read_collection(folder)
-    path.write_text("{")
-    with pytest.raises(BadInput, match="not a readable provenance file"):
-        read_collection(folder)
+    for text in ("{", json.dumps({key: told[key] for key in told if key != "builds"})):
+        path.write_text(text)
+        with pytest.raises(BadInput, match="not a readable provenance file"):
+            read_collection(folder)
 
 
 def test_failures_alone_still_have_a_grid(tmp_path: Path) -> None:
@@ -318,3 +319,14 @@ def test_a_scaled_row_keeps_its_share_of_spread(rows: list[Row]) -> None:
     before, after = choose(row.measurement), choose(scaled(row, 1.8).measurement)  # type: ignore[arg-type]
     assert math.isclose(after.ms, 1.8 * before.ms)
     assert DSA.name == "dsa"
+
+
+@pytest.mark.parametrize("ms", [0, -1.0, float("nan"), float("inf")])
+def test_a_row_without_a_time_is_a_broken_file(tmp_path: Path, ms: float) -> None:
+    folder = write_collection(tmp_path / "c", grid(), about())
+    path = folder / "tables" / "dsa_context_module_perf.provenance.json"
+    told = json.loads(path.read_text())
+    told["rows"][0]["latency_ms"] = ms
+    path.write_text(json.dumps(told))
+    with pytest.raises(BadInput, match="not readable"):
+        read_collection(folder)

@@ -38,7 +38,7 @@ def test_a_row_changes_beyond_the_floor_and_its_spread(tmp_path: Path) -> None:
     assert {row.columns["isl"]: row.change for row in found.rows} == {
         512: Change.SAME, 1024: Change.SAME, 2048: Change.SLOWER, 4096: Change.FASTER,
     }  # fmt: skip
-    # Largest change first, and the ratio is after over before.
+    # Largest change first, and the ratio is B over A.
     assert [row.columns["isl"] for row in found.changed] == [4096, 2048]
     assert found.rows[0].ratio == pytest.approx(0.9)
     overall = found.overall
@@ -75,7 +75,7 @@ def test_kernels_that_changed_are_told_with_the_one_that_moved(tmp_path: Path) -
     assert only.kernels_gone == ("flash::decode",)
     assert only.kernels_new == ("flashinfer::plan",)
     assert only.mover is not None
-    assert (only.mover.kernel, only.mover.before_us, only.mover.after_us) == (
+    assert (only.mover.kernel, only.mover.us_a, only.mover.us_b) == (
         "flash::decode", 700.0, 0.0,
     )  # fmt: skip
     assert [(item.kernel, item.gone, item.new) for item in found.kernels] == [
@@ -98,23 +98,23 @@ def test_new_and_lost_rows_say_what_the_other_side_has(tmp_path: Path) -> None:
     after = [before[0], failed, dsa_row(1, 4096, 0, 41.0)]
     found = compared(tmp_path, before, after)
     assert [row.columns["isl"] for row in found.rows] == [512]
-    assert [(item.columns["isl"], item.why) for item in found.lost] == [
+    assert [(item.columns["isl"], item.why) for item in found.only_a] == [
         (1024, "failed: 12 GiB"), (2048, "not in its sweep"),
     ]  # fmt: skip
-    assert [(item.columns["isl"], item.latency_ms) for item in found.new] == [(4096, 41.0)]
+    assert [(item.columns["isl"], item.latency_ms) for item in found.only_b] == [(4096, 41.0)]
 
 
 def test_versions_are_told_and_machines_warn(tmp_path: Path) -> None:
     found = compared(tmp_path, grid(), [replace(row, host="node2") for row in grid()], **NEWER)
-    told = {item.what: (item.before, item.after, item.warns) for item in found.differences}
+    told = {item.name: (item.a, item.b, item.warns) for item in found.differences}
     assert told == {
         "host": ("node1", "node2", True),
         "driver": ("", "590.1", True),
         "vllm": ("0.24.0", "0.25.0", False),
     }
     assert found.warnings == (
-        "host differs: node1 before, node2 after",
-        "driver differs: ? before, 590.1 after",
+        "host differs: node1 in A, node2 in B",
+        "driver is not known of A; B says 590.1",
     )
 
 
@@ -126,8 +126,8 @@ def test_another_way_of_measuring_warns(tmp_path: Path) -> None:
         return replace(row, measurement=replace(row.measurement, timing=timing, after=state))
 
     found = compared(tmp_path, grid(), [again(row) for row in grid()])
-    assert {item.what for item in found.differences if item.warns} == {"pacing", "l2", "SM clock"}
-    assert "SM clock differs: 1,755 MHz (median) before, 1,410 MHz (median) after" in found.warnings
+    assert {item.name for item in found.differences if item.warns} == {"pacing", "l2", "SM clock"}
+    assert "SM clock differs: 1,755 MHz (median) in A, 1,410 MHz (median) in B" in found.warnings
 
 
 def test_groups_have_medians_of_their_own(tmp_path: Path) -> None:
@@ -169,7 +169,11 @@ def test_what_is_not_comparable_is_a_usage_error(tmp_path: Path) -> None:
 def test_the_json_is_complete_and_versioned(tmp_path: Path) -> None:
     found: CollectionComparison = compared(tmp_path, grid(), [scaled(r, 1.2) for r in grid()])
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert data["schema"] == "opkit.collection_comparison/1"
+    assert (data["schema"], data["kind"], data["differs"]) == (
+        "opkit.compare/1",
+        "collection",
+        True,
+    )
     assert len(data["rows"]) == data["overall"]["slower"] == 24
     assert {round(row["ratio"], 9) for row in data["rows"]} == {1.2}
     assert data["rows"][0]["change"] == "slower"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def test_an_old_interpreter(tmp_path: Path) -> None:
 
 ENGINES = [
     ({"vllm": "0.24.0"}, "vllm", OK, "0.24.0, the one"),
+    ({"vllm": "0.24.0+cu129"}, "vllm", OK, "0.24.0+cu129, the one"),
     ({"vllm": "0.25.1"}, "vllm", WARN, "0.25.1; opkit's mocks were written against 0.24.0"),
     ({"vllm": ""}, "vllm", WARN, "unknown version"),
     ({"sglang": "0.5.14"}, "sglang", OK, "0.5.14"),
@@ -96,6 +98,30 @@ def test_engines(versions: dict[str, str], name: str, status: Status, says: str)
     (found,) = probe.engines(FrameworkFacts("python3", "3.12.3", versions=versions))
     assert (found.name, found.status, says in found.says) == (name, status, True), found.says
     assert bool(found.fix) is (status is WARN)
+
+
+@pytest.mark.parametrize(
+    ("versions", "there", "status"),
+    [
+        ({"triton": "3.6.0"}, True, OK),
+        ({"triton": "3.6.0"}, False, WARN),
+        ({"triton": "3.6.0"}, None, None),
+        ({}, False, None),
+    ],
+)
+def test_the_header_that_triton_builds_with(
+    versions: dict[str, str], there: bool | None, status: Status | None
+) -> None:
+    facts = FrameworkFacts("python3", "3.12.3", versions=versions, headers=there)
+    found = probe.headers(facts)
+    assert (found and found.status) == status
+    if found is not None and status is WARN:
+        assert "python3.12-dev" in found.fix
+
+
+def test_the_header_is_looked_for_in_the_interpreter(tmp_path: Path) -> None:
+    found = gather_frameworks(made_machine(tmp_path, run=run_program), sys.executable)
+    assert found.headers is (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_limits(limits: dict[str, int], rdma: bool, status: Status) -> None:
 
 
 VARIABLES = [
+    ({"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"}, OK, "LD_PRELOAD=/usr/lib/libjemalloc.so.2"),
+    ({"LD_PRELOAD": "libtcmalloc.so /x/libspy.so"}, WARN, "libraries are put in front"),
     ({}, OK, "no variable"),
     ({"CUDA_LAUNCH_BLOCKING": "1"}, FAIL, "CUDA_LAUNCH_BLOCKING=1: every launch waits"),
     ({"CUDA_LAUNCH_BLOCKING": "0"}, OK, "no variable"),
@@ -147,6 +149,33 @@ VARIABLES = [
     ({"NSYS_FOO": "1"}, OK, "engine and mock both get NSYS_FOO=1"),
     ({"NCCL_DEBUG": "INFO", "OPAL_PREFIX": "/x"}, OK, "no variable"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("environ", "there", "status", "says"),
+    [
+        ({}, ("gcc", "g++"), OK, "/usr/bin/gcc"),
+        ({}, ("clang",), OK, "/usr/bin/clang"),
+        ({}, (), WARN, "no C compiler"),
+        ({"CC": "cc-13"}, ("cc-13", "g++"), OK, "/usr/bin/cc-13"),
+        # A shell that had exported something else of that name cost a run on an H100.
+        ({"CC": '{"mode":0}'}, ("gcc", "g++"), FAIL, 'CC={"mode":0} names no program'),
+        ({"CC": ""}, ("gcc", "g++"), FAIL, "CC= names no program"),
+        # Triton takes it as one program's name.
+        ({"CC": "ccache gcc"}, ("gcc", "ccache", "g++"), FAIL, "CC=ccache gcc names no program"),
+        ({"CXX": "/no/g++"}, ("gcc", "g++"), WARN, "CXX=/no/g++ names no program"),
+    ],
+)
+def test_the_compiler_that_triton_builds_with(
+    tmp_path: Path, environ: dict[str, str], there: tuple[str, ...], status: Status, says: str
+) -> None:
+    programs = {name: f"/usr/bin/{name}" for name in there}
+    environ = {"TMPDIR": str(tmp_path), **environ}
+    found = findings(tmp_path, environ=environ, which=programs.get)
+    assert found["compiler"].status is status
+    assert says in found["compiler"].says
+    assert bool(found["compiler"].fix) is (status is not OK)
+    assert found["environment"].status is OK  # told once
 
 
 @pytest.mark.parametrize(("environ", "status", "says"), VARIABLES)

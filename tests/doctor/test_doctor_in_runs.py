@@ -15,7 +15,8 @@ from made_machine import ManyGpus, made_machine
 from profile_bench import Bench
 
 from opkit import cli_collect, cli_doctor
-from opkit.doctor.examine import BEFORE_A_RUN, Asked, examine
+from opkit.doctor.examine import BEFORE_A_RUN, Asked, before_run, examine
+from opkit.doctor.finding import Status
 from opkit.doctor.probes.host import HARMFUL
 from opkit.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, OpkitError
 
@@ -103,6 +104,15 @@ def test_collect_looks_before_it_measures(
     ran = run_main(capsys, monkeypatch, "collect", "dsa", "--out", tmp_path, "--no-doctor")
     assert ran.complaint() == "it was run"
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("modes", "status"), [((2, 0), Status.WARN), ((2, 2), Status.FAIL)])
+def test_one_gpu_that_may_not_compute_stops_no_run_on_another(
+    tmp_path: Path, modes: tuple[int, int], status: Status
+) -> None:
+    nvml = ManyGpus(nvmlDeviceGetComputeMode=lambda index: modes[index])
+    found = before_run(tmp_path, made_machine(tmp_path, nvml=nvml)).findings
+    assert [one.status for one in found if one.name == "compute mode"] == [status]
 
 
 @pytest.mark.parametrize("there", [True, False])

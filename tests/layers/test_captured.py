@@ -151,7 +151,7 @@ def test_a_capture_that_does_not_know_its_model_is_taken(tmp_path: Path) -> None
     ids=lambda given: given.label() if isinstance(given, Case) else str(given),
 )
 def test_a_case_takes_the_wave_that_ran_it(tmp_path: Path, case: Case, prompt: int) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     folder = folder_of(tmp_path)
     for (tokens, number), length in LENGTHS.items():
         rows = torch.full((length, 2), float(tokens))
@@ -186,7 +186,7 @@ def test_a_case_that_did_not_run_is_refused(tmp_path: Path, case: Case) -> None:
 @pytest.fixture
 def stored(tmp_path: Path) -> Captured:
     """Two requests of six tokens, two inputs each; row r of request n is 100n + r."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     folder_of(tmp_path, {(4, 0): 6, (4, 1): 6})
     for number in (0, 1):
         rows = torch.arange(6.0)[:, None] + 100 * number
@@ -224,7 +224,7 @@ def test_rows_that_were_not_stored_are_refused(
 
 @pytest.mark.parametrize("content", [None, b"", b"no tensors", b"PK\x03\x04 cut off"])
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: bytes | None) -> None:
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     captured = open_folder(folder_of(tmp_path, {(4, 0): 6}))
     path = tmp_path / "sequence-4-0.pt"
     if content is not None:
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: byt
 
 
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     mark = tmp_path / "ran"
 
     class Runs:
@@ -250,7 +250,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_request_come_in_the_order_of_its_tokens() -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     rows = torch.arange(10).float()[:, None]
     parts = [(4, rows[4:7]), (0, rows[:5]), (7, rows[7:10])]
     assert torch.equal(torch.cat(in_order(parts)), rows)

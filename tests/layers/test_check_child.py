@@ -32,7 +32,7 @@ from opkit.layers.graphs import CaptureFailed
 from opkit.layers.op import GemmCase, LaunchMode
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: make test-torch")
 SMALL = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 256,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
@@ -100,7 +100,7 @@ Build = Callable[..., Any]
 
 def in_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Build) -> CheckPlan:
     """A plan whose mock ``build`` makes, in this process, as if a GPU were here."""
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     monkeypatch.setattr(child, "build_mock", build)
     monkeypatch.setattr(child, "gpu_here", lambda: True)
     monkeypatch.setattr(child, "sizes_for", lambda *_: SIZES)

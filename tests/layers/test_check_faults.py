@@ -13,7 +13,7 @@ from opkit.layers.gemm import GEMM
 from opkit.layers.op import Case, LaunchMode, Phase
 from opkit.layers.plan import PlannedCase
 
-pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 
 
 def failed(mock: TinyMock) -> dict[str, str]:

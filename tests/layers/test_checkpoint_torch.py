@@ -11,8 +11,8 @@ from small_checkpoints import plan, read
 
 from opkit.layers.checkpoint import write_checkpoint
 
-torch = pytest.importorskip("torch")
-safetensors = pytest.importorskip("safetensors")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
+safetensors = pytest.importorskip("safetensors", reason="no safetensors: make test-torch")
 
 
 @pytest.mark.parametrize("name", ["deepseek-v32", "mixtral"])

@@ -10,8 +10,8 @@ from small_checkpoints import small
 
 from opkit.layers.checkpoint import plan_checkpoint, write_checkpoint
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
+transformers = pytest.importorskip("transformers", reason="no transformers: make test-torch")
 
 
 def deepseek_v3() -> dict[str, Any]:

@@ -26,11 +26,11 @@ def plan(*cases: GemmCase, seed: int = 0) -> Plan:
 
 @pytest.fixture
 def torch() -> Any:
-    return pytest.importorskip("torch", reason="torch is not installed")
+    return pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 
 
 def build(made: Plan) -> Any:
-    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch", reason="torch is not installed: make test-torch")
     from opkit.layers.gemm import torch as mocked
 
     return mocked.build(made)

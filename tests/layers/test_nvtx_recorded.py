@@ -21,7 +21,7 @@ from opkit.nsys_parsers.export import Export, TraceFacts, _columns, attach, conn
 from opkit.nsys_parsers.strings import load_strings
 from opkit.nsys_parsers.tool import export_sqlite, find_nsys
 
-pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 pytest.importorskip("nvtx", reason="the package nvtx is not installed")
 
 MODEL = {

@@ -8,7 +8,7 @@ import pytest
 
 from opkit.layers.operands import dtype_name, sample, watch
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 nn = torch.nn
 
 LARGE = 1024  # width from which a square weight counts as large

@@ -9,7 +9,7 @@ import pytest
 from opkit.errors import BadInput
 from opkit.layers.moe.routing import assign, steer
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 
 
 def gate(experts: int, hidden: int, dtype: Any = None, seed: int = 0) -> Any:

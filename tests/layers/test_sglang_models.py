@@ -11,7 +11,7 @@ import pytest
 
 from opkit.errors import BadInput
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 nn = torch.nn
 
 WIDTH = 8

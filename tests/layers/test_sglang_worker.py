@@ -15,7 +15,7 @@ from opkit.layers.op import Case, LaunchMode, Phase
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.layers.prompts import Sequences, prompt_tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 
 PAGE, SLOTS, VOCAB = 4, 64, 50
 DECODE = Case(Phase.GENERATION, 2, 1, 6)

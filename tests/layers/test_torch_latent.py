@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 
 import torch_reference as reference  # noqa: E402
 from torch_small import DEEPSEEK, SPARSE, YARN, build, context, generation, plan, run  # noqa: E402

@@ -14,7 +14,7 @@ from opkit.layers.captured import Captured, read_info
 from opkit.layers.op import Case, Phase
 from opkit.layers.prompts import prompt_tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 import fake_vllm  # noqa: E402  # needs torch
 
 SEED, LAYER = 7, 1

@@ -13,7 +13,7 @@ from opkit.errors import BadInput
 from opkit.layers.captured import Captured, CaptureInfo
 from opkit.layers.op import Case, Phase
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test-torch")
 import fake_vllm  # noqa: E402  # needs torch
 
 HIDDEN = "self_attn/hidden_states"

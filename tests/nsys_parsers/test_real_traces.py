@@ -50,9 +50,7 @@ OTHERS: dict[str, tuple[int, int, int, int, dict[Via, int]]] = {
     "cublas_v100_without": (402, 9, 0, 1, {Via.NONE: 402}),
     "cublas_v100_with": (209, 7, 0, 1, {Via.NONE: 209}),
 }
-NEEDS_SHARED = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="no real exports beside the repository (../shared/traces)"
-)
+NEEDS_SHARED = pytest.mark.skipif(not SHARED.is_dir(), reason="no real exports (../shared/traces)")
 EVERY = [*OURS, *(pytest.param(name, marks=NEEDS_SHARED) for name in OTHERS)]
 Open = Callable[[str], tuple[Path, KernelTable]]
 
@@ -223,7 +221,7 @@ def two_threads(tmp_path: Path) -> Path:
     """``cs336_27b_nvtx`` with every second launch moved to a thread without ranges, as autograd
     does it."""
     if not SHARED.is_dir():
-        pytest.skip("no real exports beside the repository (../shared/traces)")
+        pytest.skip("no real exports (../shared/traces)")
     path = unpacked("cs336_27b_nvtx", tmp_path)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE CUPTI_ACTIVITY_KIND_RUNTIME SET globalTid = globalTid + 1 "

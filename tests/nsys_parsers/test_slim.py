@@ -304,7 +304,7 @@ def test_code_and_labels_come_through(text: str) -> None:
     assert private_parts(text) == []
 
 
-@pytest.mark.skipif(not REAL, reason="no real exports beside the repository (../shared/traces)")
+@pytest.mark.skipif(not REAL, reason="no real exports (../shared/traces)")
 @pytest.mark.parametrize("real", REAL, ids=lambda path: path.name.split(".")[0])
 def test_real_exports_come_out_clean_and_equal(real: Path, tmp_path: Path) -> None:
     target = tmp_path / real.name

@@ -48,9 +48,7 @@ REFUSED = {
     "neg_t4_nokernels": "the kernel table is empty",
     "vulkan_2026_1_nokernels": "no GPU kernels in this export",
 }
-NEEDS_TRACES = pytest.mark.skipif(
-    not TRACES.is_dir(), reason="no real exports beside the repository (../shared/traces)"
-)
+NEEDS_TRACES = pytest.mark.skipif(not TRACES.is_dir(), reason="no real exports (../shared/traces)")
 
 
 @pytest.fixture
@@ -97,7 +95,7 @@ def test_every_kernel_of_a_real_export_is_there(unpacked: Path) -> None:
 
 
 @NEEDS_TRACES
-@pytest.mark.skipif(not NSYS, reason="no nsys on PATH or in OPKIT_NSYS")
+@pytest.mark.skipif(not NSYS, reason="no nsys here: set OPKIT_NSYS or PATH")
 @pytest.mark.parametrize("unpacked", REAL, indirect=True)
 def test_sums_of_real_exports_are_those_of_nsys_stats(unpacked: Path) -> None:
     wanted = nsys_sums(unpacked)
@@ -107,7 +105,7 @@ def test_sums_of_real_exports_are_those_of_nsys_stats(unpacked: Path) -> None:
         assert sums(trace) == wanted
 
 
-@pytest.mark.skipif(not NSYS, reason="no nsys on PATH or in OPKIT_NSYS")
+@pytest.mark.skipif(not NSYS, reason="no nsys here: set OPKIT_NSYS or PATH")
 def test_sums_of_a_made_export_are_those_of_nsys_stats(tmp_path: Path) -> None:
     path = make_export(tmp_path / "made.sqlite")
     with open_trace(path) as trace:

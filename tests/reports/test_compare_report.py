@@ -101,7 +101,7 @@ generation  ✓ pass → ✗ fail ───────────────�
 case            e2e A µs  e2e B µs  e2e B/A  e2e kernels  mock B/A  mock kernels
 ────────────────────────────────────────────────────────────────────────────────
 16 × 1 @ 1,029     902.0     902.0  = 1.000  =             = 1.000  =
-the same kernels in the same order, within their spread
+the same kernels in the same order, times within the limits
 
 DIFFERENT  1 of 2 shapes changed, 1 shape in one only, context ✓ pass → ✗ fail, generation ✓ pass →
 ✗ fail

@@ -198,6 +198,13 @@ def test_provenance_is_complete() -> None:
     assert "rack left <3>" in " ".join(Reading(align_page(more)).text.split())
 
 
+def test_what_the_provenance_does_not_say_is_a_dash() -> None:
+    known = {"files": [{"name": "mock.sqlite"}], "operands": [{"name": "kv"}]}
+    page = Reading(align_page(replace(timed_result(), provenance=known)))
+    assert "–mock.sqlite––" in "".join(page.text.split())
+    assert page.of_class("operands")[0].rows[1] == ["kv", "", "–", "–", "–", "–"]
+
+
 HOSTILE = "evil<script>alert(1)</script>&amp;\"'$x$`</style>"
 
 

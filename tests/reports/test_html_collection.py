@@ -193,7 +193,7 @@ def test_what_has_no_row_and_what_stands_out_is_told(damaged: Written, browser: 
     text = page.run("document.body.innerText")
     assert "◐ partial" in text
     assert "4 cases without a row" in text
-    assert "1 measured rows are in no table" in text
+    assert "1 measured row is in no table" in text
     lost = page.run("document.getElementById('lost').innerText")
     assert lost.count("dsa_context_module") == 4
     assert "heads 128 · step 0 · batch 4 · isl 512" in lost

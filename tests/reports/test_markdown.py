@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -153,3 +154,8 @@ def test_rows_have_one_mark_a_column() -> None:
 
 def test_a_summary_is_plain_text() -> None:
     assert folded("a < b & c", ["x"])[1] == "<summary>a &lt; b &amp; c</summary>"
+
+
+@pytest.mark.parametrize("made", [code, text])
+def test_what_would_reach_a_terminal_is_left_out(made: Callable[[str], str]) -> None:
+    assert made("gemm\x1b]0;title\x07 a\u202eb\x00") in ("`gemm]0;title ab`", "gemm\\]0;title ab")

@@ -39,6 +39,7 @@ def test_one_gpu() -> None:
         "gpus": [
             {"index": 0, "uuid": "GPU-00000000", "name": H100, "power_limit_w": 700.0}
         ],
+        "listed": 1,
         "driver": "580.159.04",
     }  # fmt: skip
 

@@ -15,8 +15,11 @@ from opkit.align.checks.identity import counts, launch, missing_extra, names
 from opkit.align.checks.subject import Subject
 from opkit.align.checks.timing import data, latency, strict
 from opkit.align.result import CheckResult, Outcome
+from opkit.align.shapes import UNKNOWN_PAST
 
 __all__ = ["Subject", "run_checks"]
+
+IDENTITY = ("names", "counts", "missing/extra")
 
 
 def run_checks(subject: Subject) -> tuple[CheckResult, ...]:
@@ -35,7 +38,43 @@ def run_checks(subject: Subject) -> tuple[CheckResult, ...]:
     ]
     if subject.strict is not None:
         checks.append(strict)
-    return _explained_by_shape(tuple(check(subject) for check in checks))
+    results = _led_back(tuple(check(subject) for check in checks))
+    return _of_unknown_length(subject, _explained_by_shape(results))
+
+
+def _led_back(results: tuple[CheckResult, ...]) -> tuple[CheckResult, ...]:
+    """Where another check found why the time differs, *latency* gives that as its cause too."""
+    by_name = {r.check: r for r in results}
+    data = by_name["data"]
+    if data.outcome is Outcome.FAIL:
+        advice = causes.Advice(data.cause, data.next_step)
+    elif any(by_name[name].outcome is Outcome.FAIL for name in IDENTITY):
+        advice = causes.FOLLOWS_KERNELS
+    else:
+        return results
+    return tuple(
+        replace(r, cause=advice.cause, next_step=advice.next_step)
+        if r.check == "latency" and r.outcome is Outcome.FAIL
+        else r
+        for r in results
+    )
+
+
+def _of_unknown_length(
+    subject: Subject, results: tuple[CheckResult, ...]
+) -> tuple[CheckResult, ...]:
+    """Grids and times of decode steps follow the cache's length: unknown, they fail nothing."""
+    if all(case.e2e.case.past != UNKNOWN_PAST for case in subject.cases):
+        return results
+    advice = causes.UNKNOWN_LENGTH
+    return tuple(
+        replace(r, outcome=Outcome.INCONCLUSIVE, cause=advice.cause, next_step=advice.next_step)
+        if r.outcome is Outcome.FAIL
+        and r.check in ("launch", "latency", "data")
+        and r.cause != causes.DEGENERATE.cause
+        else r
+        for r in results
+    )
 
 
 def _explained_by_shape(results: tuple[CheckResult, ...]) -> tuple[CheckResult, ...]:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from opkit.bench.backends.backend import Reply, Served, Turn
+from opkit.bench.backends.cause import last_word, points_elsewhere, root_cause
 from opkit.errors import RunFailed, ToolMissing
 
 WORKER = Path(__file__).parents[1] / "inside" / "worker.py"
 _POLL_S = 0.2  # between looks at whether the process lives
-_TAIL = 16_000  # bytes of the log that are searched for a last word
-# What vLLM's frontend raises when its engine's process could not start; why is in the log alone
-# (0.24.0, v1/engine/utils.py, wait_for_engine_startup).
-_ELSEWHERE = "Engine core initialization failed"
+# What vLLM raises when its engine's process is gone, while this one lives on (0.24.0,
+# v1/engine/core_client.py): every further run would fail alike.
+_ENGINE_GONE = "EngineDeadError"
 _END_S = 20.0  # after being told to end: vLLM's processes take some seconds
 _TERMINATED_S = 5.0  # after SIGTERM
 _KILLED_S = 1.0  # after SIGKILL: only for the kernel to clear away
@@ -73,6 +73,8 @@ class Child:
         self._answers: IO[bytes] | None = None
         self._rest = b""
         self._busy = False  # whether a command waits for its answer
+        self._gone = False  # whether the engine has died inside a process that lives
+        self._log_from = 0  # bytes in the log that are of engines before this one
 
     def start(self) -> Served:
         """Start the process and load the engine.
@@ -100,7 +102,7 @@ class Child:
 
     def alive(self) -> bool:
         """Whether the process still answers."""
-        return self._process is not None and self._process.poll() is None
+        return not self._gone and self._process is not None and self._process.poll() is None
 
     def close(self) -> None:
         """End the process and all that it started: told, then terminated, then killed.
@@ -116,24 +118,33 @@ class Child:
                 _wait(process, _END_S)
         finally:
             # Also when it has ended: its workers may live on in its group.
-            for number, patience in (
-                (signal.SIGTERM, self._patience_s),
-                (signal.SIGKILL, _KILLED_S),
-            ):
-                if not _signal_group(process.pid, number):
-                    break
-                _wait(process, patience)
-                _wait_group(process.pid, patience, self._clock)
-            if self._answers is not None:
-                self._answers.close()
-            if process.stdin is not None:
-                _quietly(process.stdin.close)
-            process.wait()
+            try:
+                if _signal_group(process.pid, signal.SIGTERM):
+                    _wait(process, self._patience_s)
+                    _wait_group(process.pid, self._patience_s, self._clock)
+            finally:  # also when a second Ctrl-C cuts the waiting short
+                if _signal_group(process.pid, signal.SIGKILL):
+                    _wait(process, _KILLED_S)
+                    _wait_group(process.pid, _KILLED_S, self._clock)
+                self._release(process)
+
+    def _release(self, process: subprocess.Popen[bytes]) -> None:
+        """Close the pipes of a process that has ended, and let the kernel forget it."""
+        if self._answers is not None:
+            self._answers.close()
+        if process.stdin is not None:
+            _quietly(process.stdin.close)
+        process.wait()
 
     def _spawn(self) -> None:
+        try:
+            log = self._log.open("ab")
+        except OSError as error:
+            raise RunFailed(f"{self._log}: cannot be written ({error.strerror})") from error
         read, write = os.pipe()
         try:
-            with self._log.open("ab") as log:
+            with log:
+                self._log_from = log.tell()
                 self._process = subprocess.Popen(
                     [self._python, str(self._worker), str(write)],
                     stdin=subprocess.PIPE,
@@ -163,14 +174,16 @@ class Child:
         told: dict[str, Any] = json.loads(self._line(process, limit_s, what))
         self._busy = False
         if "error" in told:
-            if told.get("kind") in ("ModuleNotFoundError", "ImportError"):
+            missing = told.get("kind") in ("ModuleNotFoundError", "ImportError")
+            if missing and command["do"] == "start":
                 raise ToolMissing(
                     f"{self._python} cannot import {self._backend} ({told['error']})",
                     f"--python names the interpreter that has it; all of it: {self._log}",
                 )
+            self._gone = told.get("kind") == _ENGINE_GONE
             error = str(told["error"])
-            if _ELSEWHERE in error:
-                error = _last_word(self._log, without=_ELSEWHERE) or error
+            if points_elsewhere(error):
+                error = root_cause(self._log, self._log_from) or error
             raise RunFailed(f"{what} failed: {error}", f"all of it: {self._log}")
         return told
 
@@ -198,7 +211,9 @@ class Child:
     def _died(self, what: str) -> str:
         code = self._process.wait() if self._process is not None else None
         how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
-        said = _last_word(self._log)
+        # Killed by a signal, what it raised before is not why.
+        cause = "" if code and code < 0 else root_cause(self._log, self._log_from)
+        said = cause or last_word(self._log, self._log_from)
         return f"{what}: the process ended {how}" + (f" ({said})" if said else "")
 
 
@@ -218,7 +233,7 @@ def _tell(process: subprocess.Popen[bytes], command: Mapping[str, Any]) -> bool:
     """Send one command; False when nobody listens any more."""
     assert process.stdin is not None
     try:
-        process.stdin.write(json.dumps(command).encode() + b"\n")
+        process.stdin.write(json.dumps(command, default=str).encode() + b"\n")
         process.stdin.flush()
     except (BrokenPipeError, ValueError):  # ValueError: closed before
         return False
@@ -252,20 +267,3 @@ def _quietly(close: Callable[[], None]) -> None:
         close()
     except BrokenPipeError:
         return
-
-
-def _last_word(log: Path, without: str = "") -> str:
-    """The last line of a log that names an error; else its last line.
-
-    Args:
-        log: the file.
-        without: lines that hold this do not count.
-    """
-    try:
-        text = log.read_bytes()[-_TAIL:].decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if not without or without not in line]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines or [""])[-1][-300:]

@@ -23,7 +23,7 @@ def make_backend(options: BenchOptions, folder: Path) -> Backend:
             model=options.served_model,
             vocab=vocab,
             limit_s=options.limit_s,
-            api_key=os.environ.get("OPENAI_API_KEY", ""),
+            api_key=os.environ.get("OPENAI_API_KEY", "").strip(),  # from a file: with a line's end
         )
     levels = dict.fromkeys(LOG_LEVEL_OF, options.log_level.upper())
     return Child(

@@ -54,8 +54,8 @@ def parse_url(url: str) -> Address:
     Raises:
         BadInput: not an http or https URL.
     """
-    parts = urlsplit(url if "//" in url else f"http://{url}")
     try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
         port = parts.port
     except ValueError as error:
         raise BadInput(f"--url {url}: {error}") from error
@@ -136,7 +136,7 @@ class OpenAiUrl:
         with ExitStack() as stack:
             open_ones = [stack.enter_context(closing(self._connect())) for _ in bodies]
             began = self._clock()
-            answers = self._exchange(open_ones, bodies)
+            answers = self._exchange(open_ones, bodies, began + round(self._limit_s * 1e9))
         for prompt, answer in zip(prompts, answers, strict=True):
             self._check(answer, len(prompt), output)
         ended = max(answer.stream.last_ns for answer in answers)
@@ -174,21 +174,26 @@ class OpenAiUrl:
 
     def _connect(self) -> http.client.HTTPConnection:
         try:
-            return self._address.connect(self._limit_s)
+            connection = self._address.connect(self._limit_s)
         except OSError as error:
             self._reached = False
             raise RunFailed(
                 f"{self._url}: cannot connect ({error})", "is the server up?"
             ) from error
+        self._reached = True
+        return connection
 
     def _exchange(
-        self, open_ones: Sequence[http.client.HTTPConnection], bodies: Sequence[bytes]
+        self,
+        open_ones: Sequence[http.client.HTTPConnection],
+        bodies: Sequence[bytes],
+        until_ns: int,
     ) -> list[_Answer]:
         if len(bodies) == 1:  # no thread between the socket and the clock
-            return [self._request(open_ones[0], bodies[0])]
+            return [self._request(open_ones[0], bodies[0], until_ns)]
         pool = ThreadPoolExecutor(len(bodies), thread_name_prefix="opkit request")
         try:
-            return list(pool.map(self._request, open_ones, bodies))
+            return list(pool.map(self._request, open_ones, bodies, [until_ns] * len(bodies)))
         except BaseException:  # also Ctrl-C: nobody waits for the other answers
             for connection in open_ones:
                 _hang_up(connection)
@@ -196,16 +201,19 @@ class OpenAiUrl:
         finally:
             pool.shutdown()
 
-    def _request(self, connection: http.client.HTTPConnection, body: bytes) -> _Answer:
+    def _request(
+        self, connection: http.client.HTTPConnection, body: bytes, until_ns: int
+    ) -> _Answer:
         try:
             connection.request("POST", self._address.path + COMPLETIONS, body, self._headers())
             answer = connection.getresponse()
             if answer.status != http.client.OK:
-                said = answer.read(_BODY_SHOWN).decode(errors="replace").strip()
-                raise RunFailed(f"POST {self._url}{COMPLETIONS} answered {answer.status}: {said}")
-            return _read(answer, self._clock, self._url)
+                raise _refused(f"POST {self._url}{COMPLETIONS}", answer)
+            return _read(answer, self._clock, self._url, until_ns)
         except TimeoutError as error:
-            raise RunFailed(f"{self._url}: no answer within {self._limit_s:.0f} s") from error
+            raise RunFailed(
+                f"{self._url}: no answer within {self._limit_s:.0f} s", "--limit sets these seconds"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise RunFailed(f"{self._url}: the connection failed ({error})") from error
 
@@ -227,6 +235,8 @@ class OpenAiUrl:
             try:
                 connection.request("GET", self._address.path + path, headers=self._headers())
                 answer = connection.getresponse()
+                if answer.status != http.client.OK:
+                    raise _refused(f"GET {self._url}{path}", answer)
                 text = answer.read()
             finally:
                 connection.close()
@@ -235,8 +245,6 @@ class OpenAiUrl:
             raise RunFailed(
                 f"GET {self._url}{path}: no answer ({error})", "is the server up, and at this URL?"
             ) from error
-        if answer.status != http.client.OK:
-            raise RunFailed(f"GET {self._url}{path} answered {answer.status}")
         try:
             return json.loads(text)
         except ValueError as error:
@@ -286,29 +294,38 @@ class _Answer:
         )
 
 
-def _read(answer: http.client.HTTPResponse, clock: Callable[[], int], url: str) -> _Answer:
-    """Read a stream of server-sent events.
+def _refused(request: str, answer: http.client.HTTPResponse) -> RunFailed:
+    """What to say of an answer that is not 200."""
+    said = answer.read(_BODY_SHOWN).decode(errors="replace").strip()
+    what = f"{request} answered {answer.status}" + (f": {said}" if said else "")
+    if to := answer.getheader("Location"):
+        return RunFailed(f"{what} and leads to {to}", "give the server's own address as --url")
+    if answer.status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+        return RunFailed(what, "the environment's OPENAI_API_KEY is sent as the key")
+    return RunFailed(what)
+
+
+def _read(
+    answer: http.client.HTTPResponse, clock: Callable[[], int], url: str, until_ns: int
+) -> _Answer:
+    """Read a stream of server-sent events; ``until_ns`` is when it takes too long.
 
     Raises:
         RunFailed: it ends early, carries an error, or never says how many tokens there were.
+        TimeoutError: it goes on for too long.
     """
     stream, usage, done = _Stream(), None, False
     while line := answer.readline():
         now = clock()
+        if now > until_ns:  # a socket's own limit is for each piece
+            raise TimeoutError
         if not line.startswith(b"data:"):
             continue
         data = line[len(b"data:") :].strip()
         if data == b"[DONE]":
             done = True
             break
-        try:
-            chunk = json.loads(data)
-        except ValueError as error:
-            raise RunFailed(f"{url}: a chunk of the stream is not JSON") from error
-        if not isinstance(chunk, dict):
-            raise RunFailed(f"{url}: a chunk of the stream is no JSON object")
-        if chunk.get("error"):
-            raise RunFailed(f"{url}: {str(chunk['error'])[:_BODY_SHOWN]}")
+        chunk = _chunk(data, url)
         usage = chunk.get("usage") or usage
         if chunk.get("choices"):
             told = (chunk.get("usage") or {}).get("completion_tokens")
@@ -322,6 +339,28 @@ def _read(answer: http.client.HTTPResponse, clock: Callable[[], int], url: str) 
     return _Answer(
         stream, usage["completion_tokens"], usage.get("prompt_tokens"), details.get("cached_tokens")
     )
+
+
+def _chunk(data: bytes, url: str) -> dict[str, Any]:
+    """One event, as OpenAI's API has it.
+
+    Raises:
+        RunFailed: it is not, or carries an error.
+    """
+    try:
+        chunk = json.loads(data)
+    except ValueError as error:
+        raise RunFailed(f"{url}: a chunk of the stream is not JSON") from error
+    if not isinstance(chunk, dict):
+        raise RunFailed(f"{url}: a chunk of the stream is no JSON object")
+    if chunk.get("error"):
+        raise RunFailed(f"{url}: {str(chunk['error'])[:_BODY_SHOWN]}")
+    choices, usage = chunk.get("choices") or [], chunk.get("usage") or {}
+    right = isinstance(choices, list) and all(isinstance(each, dict) for each in choices)
+    told = usage.get("completion_tokens", 0) if isinstance(usage, dict) else None
+    if not right or not isinstance(told, int):
+        raise RunFailed(f"{url}: a chunk of the stream is not as OpenAI's API has it")
+    return chunk
 
 
 def _has_tokens(choice: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from opkit.collect.desk.series import Layout, layout_of, ordered, words
 from opkit.collect.desk.shipped import Shipped, read_shipped
 from opkit.collect.tables.bound import peaks_of
 from opkit.collect.tables.validate import Line, Rule, Value, validate
+from opkit.collect.timing.stats import median
 from opkit.errors import WrongUsage
 from opkit.layers.op import Table
 
@@ -200,9 +201,7 @@ def range_of(values: Iterable[float | None]) -> Range | None:
     known = sorted(value for value in values if value is not None)
     if not known:
         return None
-    middle = len(known) // 2
-    median = known[middle] if len(known) % 2 else (known[middle - 1] + known[middle]) / 2
-    return Range(len(known), known[0], median, known[-1])
+    return Range(len(known), known[0], median(known), known[-1])
 
 
 def outliers(points: Sequence[Point]) -> frozenset[str]:

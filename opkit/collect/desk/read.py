@@ -6,6 +6,7 @@ hold the digests of the files that they speak of. Parts are read for what came t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from opkit.layers.registry import find_op
 
 TABLES = "tables"
 _PROVENANCE = "_perf.provenance.json"
+_HEAD = {"table", "op", "backend", "builds", "opkit"}  # what every provenance file says
 # A case's sizes, by the names that the tables give them.
 _SIZES = {"batch": "batch_size", "tokens": "isl", "past": "step"}
 _EXPERTS = {"tokens": "num_tokens", "routing": "distribution"}
@@ -127,7 +129,7 @@ def read_collection(folder: Path) -> Collection:
     record = read_record(folder) if (folder / RECORD).exists() else None
     tables = folder / TABLES if (folder / TABLES).is_dir() else folder
     found = {path: read_provenance(path) for path in sorted(tables.glob(f"*{_PROVENANCE}"))}
-    unreadable = [path for path, data in found.items() if data is None]
+    unreadable = [path for path, data in found.items() if data is None or not data.keys() >= _HEAD]
     if unreadable:
         raise BadInput(f"{unreadable[0]}: not a readable provenance file of opkit's")
     told = [data for data in found.values() if data is not None]
@@ -149,8 +151,8 @@ def read_collection(folder: Path) -> Collection:
     ]
     if unwritten:
         notes.append(
-            f"{unwritten:,} measured rows are in no table: the run ended before tables were "
-            "written; the same opkit collect writes them"
+            f"{unwritten:,} measured {'row is' if unwritten == 1 else 'rows are'} in no table: "
+            "the run ended before tables were written; the same opkit collect writes them"
         )
     return Collection(
         folder=folder,
@@ -214,6 +216,10 @@ def _point(table: str, item: Mapping[str, Any], odd: Iterable[str]) -> Point:
     names = ("launch", "kernels", "timing", "warmups", "stopped", "graph_error", "before", "after",
              "throttled", "power", "notes")  # fmt: skip
     times = {"elapsed_ms": samples("elapsed"), "gpu_ms": samples("gpu")}
+    if not 0 < item["latency_ms"] < math.inf:
+        raise ValueError(f"{item['key']} took {item['latency_ms']} ms")
+    if not all(isinstance(value, int | float | str) for value in item["columns"].values()):
+        raise TypeError(f"columns of {item['key']}: {item['columns']}")
     source = "gpu" if "gpu" in str(item["latency_is"]) else "elapsed"
     measured = measurement_from_json({name: item[name] for name in names} | times, item["key"])
     return Point(

@@ -22,8 +22,11 @@ WALK_LIMIT_S = 0.3  # to add up one cache
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm", "torch": "torch"}
 BESIDE = ("nvtx", "flashinfer-python", "triton", "sgl-kernel", "deep_gemm", "transformers")
 _PROBE = """
-import importlib.metadata as m, importlib.util as u, json, pathlib, re, sys
+import importlib.metadata as m, importlib.util as u, json, os, pathlib, re, sys, sysconfig
 found = {"python": sys.version.split()[0], "versions": {}, "torch_cuda": None}
+elsewhere = os.environ.get("CPATH") or os.environ.get("C_INCLUDE_PATH")
+header = pathlib.Path(sysconfig.get_path("include")) / "Python.h"
+found["headers"] = header.is_file() or (None if elsewhere else False)
 for name in sys.argv[1:]:
     try:
         found["versions"][name] = m.version(name)
@@ -91,6 +94,7 @@ class FrameworkFacts:
         python_version: empty when it does not run; then ``problem`` says why.
         versions: package → version of what is installed ("" when it does not tell).
         torch_cuda: the CUDA that torch was built for; empty for a CPU build, None without torch.
+        headers: whether the interpreter's ``Python.h`` is there; None when it may be elsewhere.
         imports: one a backend that is installed; None when they were not tried.
         caches: of the packages that are installed.
     """
@@ -100,6 +104,7 @@ class FrameworkFacts:
     problem: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     torch_cuda: str | None = None
+    headers: bool | None = None
     imports: tuple[Imported, ...] | None = None
     caches: tuple[Cache, ...] = ()
 
@@ -128,6 +133,7 @@ def gather_frameworks(machine: Machine, python: str, *, caches: bool = True) -> 
         python_version=said["python"],
         versions=versions,
         torch_cuda=said["torch_cuda"],
+        headers=said.get("headers"),
         caches=tuple(_caches(machine, versions)) if caches else (),
     )
 

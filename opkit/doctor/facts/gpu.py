@@ -242,7 +242,8 @@ def _gpu(machine: Machine, nvml: Any, handle: Any, index: int, uuid: str) -> Gpu
     )
 
 
-_MODES = {0: "default", 1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}  # nvml.h
+PROHIBITED = "prohibited"
+_MODES = {0: "default", 1: "exclusive thread", 2: PROHIBITED, 3: "exclusive process"}  # nvml.h
 
 
 def _memory(nvml: Any, ask: _Asker) -> tuple[int | None, int | None]:

@@ -21,6 +21,7 @@ TELLING = (
     "NCCL_ALGO", "NCCL_PROTO", "NCCL_DEBUG", "TRITON_INTERPRET", "PYTORCH_NO_CUDA_MEMORY_CACHING",
     "PYTORCH_CUDA_ALLOC_CONF", "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE",
     "VLLM_ATTENTION_BACKEND", "VLLM_USE_DEEP_GEMM", "VLLM_ENFORCE_EAGER", "OPAL_PREFIX",
+    "CC", "CXX",
 )  # fmt: skip
 # Families of variables of which any is worth telling.
 FAMILIES = ("NSYS_", "VLLM_USE_", "SGLANG_ENABLE_", "SGLANG_DISABLE_", "TLLM_", "TRTLLM_")
@@ -70,6 +71,8 @@ class HostFacts:
         mpirun: its path; empty when there is none.
         opal_prefix_there: whether OPAL_PREFIX leads to a folder; None when it is not set.
         rank_of: the variable that says that this is a rank of another job; empty when it is none.
+        c_compiler, cxx_compiler: their paths; empty when what ``CC`` or ``CXX`` says is no program,
+            or there is none.
         environ: the telling variables that are set.
         container: what this container is known by; empty outside.
         seccomp: whether system calls are filtered; None when unknown.
@@ -85,6 +88,8 @@ class HostFacts:
     mpirun: str = ""
     opal_prefix_there: bool | None = None
     rank_of: str = ""
+    c_compiler: str = ""
+    cxx_compiler: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     container: str = ""
     seccomp: bool | None = None
@@ -109,6 +114,8 @@ def gather_host(machine: Machine, out: Path) -> HostFacts:
         mpirun=machine.which("mpirun") or "",
         opal_prefix_there=Path(prefix).is_dir() if prefix else None,
         rank_of=next((name for name in RANK_OF if name in environ), ""),
+        c_compiler=_compiler(machine, "CC", ("gcc", "clang")),
+        cxx_compiler=_compiler(machine, "CXX", ("g++", "clang++")),
         environ={
             name: value
             for name, value in sorted(environ.items())
@@ -117,6 +124,14 @@ def gather_host(machine: Machine, out: Path) -> HostFacts:
         container=_container(machine),
         seccomp=_seccomp(machine),
     )
+
+
+def _compiler(machine: Machine, variable: str, usual: tuple[str, ...]) -> str:
+    """The compiler that Triton takes (3.6, ``runtime/build.py``, ``_find_compiler``): what the
+    variable says, also when that is empty, as one program's name; else the first usual one."""
+    said = machine.environ.get(variable)
+    names = usual if said is None else (said,)
+    return next((path for name in names if (path := machine.which(name))), "")
 
 
 def look_at(machine: Machine, path: Path) -> Folder:

@@ -32,6 +32,21 @@ def python(found: FrameworkFacts) -> Finding:
     )
 
 
+def headers(found: FrameworkFacts) -> Finding | None:
+    """Warn: Triton is here, and the interpreter's ``Python.h``, which all that it builds includes
+    (3.6, ``runtime/build.py``), is not. None where nobody needs it or it is not known."""
+    if found.headers is None or "triton" not in found.versions:
+        return None
+    if found.headers:
+        return _found("Python.h", Status.OK, "there, for what Triton builds")
+    version = ".".join(found.python_version.split(".")[:2])
+    return _found(
+        "Python.h", Status.WARN,
+        "not there: Triton cannot build, unless all that it needs is cached",
+        f"apt-get install python{version}-dev (or your system's way)",
+    )  # fmt: skip
+
+
 def engines(found: FrameworkFacts) -> Iterator[Finding]:
     """A finding for every backend that is installed. Warn: another version than the one written
     against, never run, or no serving engine at all."""
@@ -50,7 +65,7 @@ def engines(found: FrameworkFacts) -> Iterator[Finding]:
         try_it = f"opkit check OP --backend {backend}"
         if backend in NEVER_RUN:
             yield _found(backend, Status.WARN, f"{version}; mocks: {NEVER_RUN[backend]}", try_it)
-        elif against and version != against:
+        elif against and version.split("+")[0] != against:  # +cu129: a build, not a version
             says = f"{version or 'unknown version'}; opkit's mocks were written against {against}"
             yield _found(backend, Status.WARN, says, f"{try_it}, or {INSTALL[backend]}")
         else:

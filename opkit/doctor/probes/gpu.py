@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from opkit.doctor.facts.gpu import GpuFacts, GpusFacts
+from opkit.doctor.facts.gpu import PROHIBITED, GpuFacts, GpusFacts
 from opkit.doctor.finding import Finding, Group, Status, worst
 from opkit.sensors.nvml import THROTTLES
 
@@ -277,7 +277,7 @@ def compute_mode(gpu: GpuFacts) -> Told:
     fix = "sudo nvidia-smi -i {gpus} -c DEFAULT"
     if gpu.compute_mode is None:
         return Status.UNKNOWN, gpu.why("compute_mode"), ""
-    if gpu.compute_mode == "prohibited":
+    if gpu.compute_mode == PROHIBITED:
         return Status.FAIL, "no process may compute on it", fix
     if gpu.compute_mode.startswith("exclusive"):
         return Status.WARN, f"{gpu.compute_mode}: an engine of several processes fails", fix

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from opkit.doctor.facts.host import Folder, HostFacts
 from opkit.doctor.finding import Finding, Group, Status, worst
 
@@ -148,6 +150,30 @@ def limits(host: HostFacts) -> Finding:
     return _found("limits", Status.OK, says)
 
 
+def compiler(host: HostFacts) -> Finding:
+    """Fail: ``CC`` names no program, so that Triton cannot build what starts its kernels, and an
+    engine ends while it loads. Warn: ``CXX`` does, or there is no compiler at all."""
+    name = "compiler"
+    for variable, path, status, effect in (
+        ("CC", host.c_compiler, Status.FAIL, "Triton builds with it, so engines fail as they load"),
+        ("CXX", host.cxx_compiler, Status.WARN, "torch and FlashInfer build with it"),
+    ):
+        said = host.environ.get(variable)
+        if said is not None and not path:
+            return _found(
+                name, status, f"{variable}={said[:_SHOWN]} names no program: {effect}",
+                f"unset {variable}, or set it to one compiler's path, without options",
+            )  # fmt: skip
+    if not host.c_compiler:
+        return _found(
+            name, Status.WARN,
+            "no C compiler (gcc, clang): Triton needs one, unless all that it builds is cached",
+            "apt-get install gcc (or your system's way), or set CC to one compiler's path",
+        )  # fmt: skip
+    return _found(name, Status.OK, host.c_compiler)
+
+
+_SHOWN = 80  # characters of a variable's value
 ON = ("1", "true", "yes", "on")
 # variable → (values that matter, or any; how grave; what it does)
 HARMFUL: dict[str, tuple[tuple[str, ...] | None, Status, str]] = {
@@ -168,8 +194,9 @@ HARMFUL: dict[str, tuple[tuple[str, ...] | None, Status, str]] = {
     "TORCHDYNAMO_DISABLE": (ON, Status.WARN, "models are not compiled"),
     "LD_PRELOAD": (None, Status.WARN, "libraries are put in front of every program"),
 }
+ALLOCATORS = ("libjemalloc", "libtcmalloc", "libmimalloc")
 # Told by other findings, or of no consequence for what is launched.
-ELSEWHERE = ("OPAL_PREFIX", "CUDA_DEVICE_ORDER", "NCCL_DEBUG")
+ELSEWHERE = ("OPAL_PREFIX", "CUDA_DEVICE_ORDER", "NCCL_DEBUG", "CC", "CXX")
 
 
 def environment(host: HostFacts) -> Finding:
@@ -177,7 +204,7 @@ def environment(host: HostFacts) -> Finding:
     wrong = [
         (name, value, *HARMFUL[name][1:])
         for name, value in host.environ.items()
-        if name in HARMFUL and _matters(HARMFUL[name][0], value)
+        if name in HARMFUL and _matters(HARMFUL[name][0], value) and not _allocators(name, value)
     ]
     if wrong:
         says = "; ".join(f"{name}={value}: {effect}" for name, value, _, effect in wrong)
@@ -187,11 +214,17 @@ def environment(host: HostFacts) -> Finding:
     rest = [
         f"{name}={value}"
         for name, value in host.environ.items()
-        if name not in HARMFUL and name not in ELSEWHERE
+        if (name not in HARMFUL or _allocators(name, value)) and name not in ELSEWHERE
     ]
     if rest:
         return _found("environment", Status.OK, f"engine and mock both get {', '.join(rest)}")
     return _found("environment", Status.OK, "no variable that changes what is launched")
+
+
+def _allocators(name: str, value: str) -> bool:
+    """Whether only memory allocators are preloaded, as many images have it."""
+    libraries = [path.rpartition("/")[2] for path in re.split(r"[ :]+", value) if path]
+    return name == "LD_PRELOAD" and all(library.startswith(ALLOCATORS) for library in libraries)
 
 
 def _matters(values: tuple[str, ...] | None, value: str) -> bool:
@@ -217,6 +250,7 @@ PROBES = (
     shared_memory,
     mpi,
     limits,
+    compiler,
     environment,
     container,
 )

@@ -11,6 +11,7 @@ from opkit.reports.html.charts import E2E, MOCK, Chart
 WIDTH = 620
 BARS = 12  # names drawn; the table has all
 LONGEST = 34  # characters of a name that leave room for its bar
+LETTER = 6.7  # pixels that one takes, at most
 
 
 def bars(name: str, case: CaseMatch) -> Markup:
@@ -27,6 +28,7 @@ def bars(name: str, case: CaseMatch) -> Markup:
         52 + 26 * len(shown),
         f"GPU time per kernel in µs, mock and E2E: the {len(shown)} longest of "
         f"{len(case.by_kernel)}; the table below has all",
+        fixed=True,
     )
     axes = chart.axes
     for at, kernel in enumerate(shown):
@@ -37,7 +39,9 @@ def bars(name: str, case: CaseMatch) -> Markup:
             plural = "launch" if launches == 1 else "launches"
             [bar] = axes.barh(at + shift, ns / 1000, 0.36, color=colour, clip_on=False)
             chart.mark(bar, f"{kernel.name}\n{side}: {us(ns)} µs in {launches} {plural}")
-    axes.set_yticks(range(len(shown)), [_short(kernel.name) for kernel in shown])
+    names = [_short(kernel.name) for kernel in shown]
+    axes.set_yticks(range(len(shown)), names)
+    chart.margins(10 + LETTER * max(map(len, names)), 24, 4, 36)
     axes.tick_params(axis="y", labelfontfamily="monospace")
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("µs of one region, sum of medians")
@@ -59,6 +63,7 @@ def spread(name: str, case: CaseMatch) -> Markup:
         230,
         "GPU time of single regions in µs, in the order in which they ran",
         columns=2,
+        fixed=True,
         sharey=True,
     )
     for axes, (side, summary, colour) in zip(chart.panels, sides, strict=True):
@@ -71,6 +76,7 @@ def spread(name: str, case: CaseMatch) -> Markup:
         axes.set_xlabel(f"{side}: region")
         axes.set_xlim(0, len(samples) + 1)
     chart.axes.set_ylabel("µs")
+    chart.margins(62, 6, 8, 38, gap=14)
     _widen(chart)
     return chart.svg()
 

@@ -85,6 +85,8 @@ class Chart:
         width, height: in pixels at the page's full width.
         label: what the chart shows, in a sentence, for who cannot see it.
         rows, columns: of axes; ``grid`` (other keywords) goes to ``Figure.subplots``.
+        fixed: the caller places the axes. To have matplotlib find where they go, by measuring every
+            text, takes longer than drawing them.
 
     Attributes:
         figure: matplotlib's.
@@ -101,13 +103,15 @@ class Chart:
         *,
         rows: int = 1,
         columns: int = 1,
+        fixed: bool = False,
         **grid: Any,
     ) -> None:
         self.name, self.label = name, label
         self._tips: dict[str, str | Sequence[str]] = {}
         self._dots: set[str] = set()
         with matplotlib.rc_context(STYLE):
-            self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
+            layout: Any = None if fixed else "constrained"
+            self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout=layout)
             made = self.figure.subplots(rows, columns, squeeze=False, **grid)
         self.panels = list(made.flat)
         self.axes = self.panels[0]
@@ -126,6 +130,16 @@ class Chart:
         """
         self.mark(line, tip)
         self._dots.add(str(line.get_gid()))
+
+    def margins(self, left: float, right: float, top: float, bottom: float, gap: float = 0) -> None:
+        """Set the space around the axes of a ``fixed`` chart, and between columns, in pixels."""
+        width, height = self.figure.get_size_inches() * DPI
+        columns = self.panels[0].get_gridspec().ncols
+        inner = (width - left - right - gap * (columns - 1)) / columns
+        self.figure.subplots_adjust(
+            left=left / width, right=1 - right / width, bottom=bottom / height,
+            top=1 - top / height, wspace=gap / inner,
+        )  # fmt: skip
 
     def svg(self) -> Markup:
         """The ``<svg>`` element.

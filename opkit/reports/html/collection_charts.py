@@ -164,9 +164,8 @@ def _panels(
     width = WIDTH if columns > 2 else WIDTH * columns // 3
     inner = INNER if rows > 1 else INNER + 60
     height = TITLE + rows * inner + (rows - 1) * BETWEEN + FOOT
-    chart = Chart(name, width, height, label, rows=rows, columns=columns, sharex=True, sharey=True)
-    # Where everything stands is known; to have it measured takes longer than drawing it.
-    chart.figure.set_layout_engine("none")
+    chart = Chart(name, width, height, label, rows=rows, columns=columns, fixed=True,
+                  sharex=True, sharey=True)  # fmt: skip
     across = (width - LEFT - RIGHT - (columns - 1) * GAP) / columns
     for place, ax in enumerate(chart.panels):
         row, column = divmod(place, columns)

@@ -103,6 +103,8 @@ def dims(dimensions: tuple[int, int, int] | None) -> str:
     return f"{x}×{y}×{z}" if z != 1 else f"{x}×{y}" if y != 1 else str(x)
 
 
-def size(count: int) -> str:
+def size(count: int | None) -> str:
     """Bytes as ``1.2 MB`` (10⁶ bytes) or ``34 kB``."""
+    if count is None:
+        return NOTHING
     return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count / 1e3:,.0f} kB"

@@ -1,10 +1,11 @@
 """A serving engine as the runner sees one. FAKE_SERVER chooses how it behaves, comma-separated.
 
 die: ends at once · never: never healthy · refuse: completions answer 500 · short: one token too
-few · slow: completions take a minute · stubborn: ignores SIGINT and SIGTERM · worker: has a child
-process in a session of its own · nolabels: knows no /start_profile · norpc: knows no
-/collective_rpc · nomodule: has no module of the layer to capture · slowrpc: takes a minute to begin
-capturing · nothing: captures no inputs · forgets: writes no capture.
+few · slow: completions take a minute · unhurried: they take a quarter of a second · stubborn:
+ignores SIGINT and SIGTERM · worker: has a child process in a session of its own · nolabels: knows
+no /start_profile · norpc: knows no /collective_rpc · nomodule: has no module of the layer to
+capture · slowrpc: takes a minute to begin capturing · nothing: captures no inputs · forgets: writes
+no capture.
 
 FAKE_ENVIRONMENT: the file to which it writes its arguments and variables.
 """
@@ -62,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         prompts = body["prompt"]
         label = f"execute_context_{len(prompts)}({sum(map(len, prompts))})_generation_0(0)"
         with nvtx.annotate(label) if nvtx and labelled else nullcontext():
-            time.sleep(0.01)
+            time.sleep(0.25 if "unhurried" in HOW else 0.01)
         tokens = len(prompts) * body["max_tokens"] - ("short" in HOW)
         told = {"usage": {"completion_tokens": tokens}}
         if body.get("return_token_ids"):  # the last prompt first: an answer names its place

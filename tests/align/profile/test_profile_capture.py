@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from profile_bench import FAST, VOCAB, Bench, marked
+from profile_bench import PATIENT, VOCAB, Bench, marked
 
 import opkit
 from opkit.align.profile.capture import plan_capture, run_capture
@@ -37,7 +37,7 @@ def capture(bench: Bench, said: list[str] | None = None, **changes: Any) -> Path
     """Perform a capturing run; its folder."""
     heard: list[str] = [] if said is None else said
     folder = bench.out / "captured"
-    run_capture(planned(bench, **changes), DSA, 3, folder, heard.append, FAST)
+    run_capture(planned(bench, **changes), DSA, 3, folder, heard.append, PATIENT)
     return folder
 
 
@@ -209,7 +209,7 @@ def test_a_call_that_is_not_answered_meets_its_limit(
     plan = plan_capture(e2e, DSA, 0, bench.out / "captured")
     steps = tuple(replace(s, limit_s=0.2) if isinstance(s, Post) else s for s in plan.steps)
     with pytest.raises(RunFailed, match=r"store the op's inputs from here on: POST .*timed out"):
-        perform(replace(plan, steps=steps), lambda _: None, client_of(e2e), 0, FAST)
+        perform(replace(plan, steps=steps), lambda _: None, client_of(e2e), 0, PATIENT)
     assert marked(bench.mark) == []
 
 
@@ -244,6 +244,6 @@ def test_an_interrupt_ends_the_server(bench: Bench, monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_capture(planned(bench), DSA, 0, bench.out / "captured", impatient, FAST)
+        run_capture(planned(bench), DSA, 0, bench.out / "captured", impatient, PATIENT)
     assert marked(bench.mark) == []
     assert [body["path"] for body in bench.sent()][-1] == "/v1/completions"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from profile_bench import FAST, Bench, needs_nsys
+from profile_bench import PATIENT, Bench, needs_nsys
 
 from opkit.align.profile.mock import MockRequest, plan_mock, run_mock
 from opkit.errors import BadInput, RunFailed
@@ -66,7 +66,7 @@ def test_the_mock_is_told_which_nsys_watches(bench: Bench) -> None:
 @pytest.mark.usefixtures("fake_nsys")
 def test_report_of_a_mock(bench: Bench) -> None:
     plan = plan_mock(request_for(bench, writes_sidecar(bench)))
-    report = run_mock(plan, silent, FAST)
+    report = run_mock(plan, silent, PATIENT)
     assert report == bench.out / "mock.nsys-rep"
     assert report.stat().st_size > 0
 
@@ -76,14 +76,14 @@ def test_mock_without_manifest(bench: Bench) -> None:
     bench.out.mkdir()
     sidecar_of(bench.out / "mock.nsys-rep").write_text("of another day")
     with pytest.raises(RunFailed, match="left no manifest"):
-        run_mock(plan_mock(request_for(bench, "")), silent, FAST)
+        run_mock(plan_mock(request_for(bench, "")), silent, PATIENT)
 
 
 @pytest.mark.usefixtures("either_nsys")
 def test_failing_drive_passes_its_code_and_its_last_words(bench: Bench) -> None:
     plan = plan_mock(request_for(bench, "sys.exit('CUDA out of memory')"))
     with pytest.raises(RunFailed, match="run the mock under nsys: ended with code 1") as caught:
-        run_mock(plan, silent, FAST)
+        run_mock(plan, silent, PATIENT)
     assert "CUDA out of memory" in (caught.value.hint or "")
 
 
@@ -91,14 +91,14 @@ def test_failing_drive_passes_its_code_and_its_last_words(bench: Bench) -> None:
 def test_hanging_mock_meets_its_limit(bench: Bench) -> None:
     plan = plan_mock(request_for(bench, "import time; time.sleep(100)", limit_s=1.0))
     with pytest.raises(RunFailed, match="not finished after 1 s"):
-        run_mock(plan, silent, FAST)
+        run_mock(plan, silent, PATIENT)
 
 
 @needs_nsys
 def test_range_that_never_opened(bench: Bench) -> None:
     plan = plan_mock(request_for(bench, writes_sidecar(bench)))
     with pytest.raises(RunFailed, match=r"mock\.nsys-rep is missing") as caught:
-        run_mock(plan, silent, FAST)
+        run_mock(plan, silent, PATIENT)
     assert "cudaProfilerStart" in (caught.value.hint or "")
 
 
