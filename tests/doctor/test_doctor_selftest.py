@@ -123,12 +123,22 @@ def test_a_test_that_did_not_come_off(
     assert (found.ran, says in found.problem) == (False, True), found.problem
 
 
-def test_the_program_says_what_it_did(tmp_path: Path) -> None:
-    told = tmp_path / "told.json"
-    ran = run_program([sys.executable, "-P", str(selftest.CHILD), str(told), RANGE, KERNEL], 60, {})
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [("def push_range(text): pass\ndef pop_range(): pass", "9.8.7"), ("raise ImportError", "")],
+    ids=["with nvtx", "without"],
+)
+def test_the_program_says_what_it_did(tmp_path: Path, package: str, version: str) -> None:
+    # A package of our own, whether one is installed here or not.
+    site, told = tmp_path / "site", tmp_path / "told.json"
+    (site / "nvtx-9.8.7.dist-info").mkdir(parents=True)
+    (site / "nvtx-9.8.7.dist-info" / "METADATA").write_text("Name: nvtx\nVersion: 9.8.7\n")
+    (site / "nvtx.py").write_text(package)
+    argv = [sys.executable, "-P", str(selftest.CHILD), str(told), RANGE, KERNEL]
+    ran = run_program(argv, 60, {"PYTHONPATH": str(site)})
     assert ran.ok(), ran.why()
     said = json.loads(told.read_text())
-    assert said["nvtx"] == importlib.metadata.version("nvtx")
+    assert said["nvtx"] == version
     assert said["launched"] is not bool(said["no_kernel"])
 
 
