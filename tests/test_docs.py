@@ -144,6 +144,7 @@ def test_commands_are_taken_by_the_program(path: str) -> None:
             continue  # any of its commands
         ends = (n for n, word in enumerate(words) if word in ("|", ">", "&&") or word.endswith(";"))
         words = [word.rstrip("|>&;") for word in words[: next(ends, len(words) - 1) + 1]]
+        words = words if words[-1] else words[:-1]  # a sign of the shell stood alone
         # An ellipsis stands for an option's value, or for options that are left out.
         pairs = zip(["", *words], words, strict=False)
         try:

@@ -19,7 +19,7 @@ MIB = 2**20
 
 def folder(kind: str = "ext4", free: int | None = 100 * GIB, **changes: Any) -> Folder:
     fields: dict[str, Any] = {
-        "path": "/work/out", "looked_at": "/work/out", "writable": True, "free": free,
+        "path": "/data/out", "looked_at": "/data/out", "writable": True, "free": free,
         "total": 200 * GIB, "mount": Mount("/", kind, "server:/x") if kind else None,
     }  # fmt: skip
     return Folder(**{**fields, **changes})
@@ -48,7 +48,7 @@ def test_a_host_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "status", "says"),
     [
-        ("ext4", OK, "/work/out (ext4)"),
+        ("ext4", OK, "/data/out (ext4)"),
         ("xfs", OK, "xfs"),
         ("", OK, "file system unknown"),
         ("nfs4", WARN, "from server:/x: slow for traces, and the ledger needs locks"),
@@ -66,7 +66,7 @@ def test_the_output_folders_file_system(kind: str, status: Status, says: str) ->
 
 def test_an_output_folder_that_is_closed() -> None:
     found = probe.output_folder(host(out=folder(writable=False)))
-    assert (found.status, found.says) == (FAIL, "/work/out cannot be written")
+    assert (found.status, found.says) == (FAIL, "/data/out cannot be written")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_disk_space(free: int | None, status: Status) -> None:
     far = folder(free=free, mount=Mount("/tmp", "ext4"), looked_at="/tmp")
     found = probe.disk_space(host(temp=far))
     assert found.status is status
-    assert "output files (/work/out); " in found.says
+    assert "output files (/data/out); " in found.says
     assert ("TMPDIR" in found.fix) is (status is not OK)
 
 
