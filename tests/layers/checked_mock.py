@@ -30,15 +30,18 @@ SIZES = Sizes(LENGTH, 3, REQUESTS)
 class TinyMock:
     """See :class:`opkit.layers.mock.Mock`."""
 
-    def __init__(self, fault: str = "", seed: int = 0) -> None:
+    def __init__(self, fault: str = "", seed: int = 0, *, faint: bool = False) -> None:
+        """``faint``: an engine's dummy weights make its keys, kept in a cache of their own."""
         import torch
 
-        self.torch, self.fault = torch, fault
+        self.torch, self.fault, self.faint = torch, fault, faint
         stream = torch.Generator().manual_seed(seed)
         self.rows = torch.randn(REQUESTS, LENGTH, WIDTH, generator=stream)
         if fault == "equal rows":
             self.rows = self.rows[:1, :1].expand(REQUESTS, LENGTH, WIDTH).clone()
         self.weights = torch.randn(3, WIDTH, WIDTH, generator=stream) / WIDTH**0.5
+        if faint:
+            self.weights[:2] *= 1e-4
         if fault == "zero weights":
             self.weights[0] = 0
         self.blocks = LENGTH // BLOCK
@@ -116,6 +119,9 @@ class TinyMock:
         seen = self.cached(request, case.past + place + 1)
         if self.fault == "not read" and case.past:
             seen = seen[case.past :]
+        if self.fault == "keys not read" and case.past:
+            seen = seen.clone()
+            seen[:, 0] = row @ self.weights[1]
         if self.fault == "off by one" and case.phase is Phase.GENERATION:
             seen = seen[:-1]
         if self.fault == "not written":  # and so it attends to what it has in hand
@@ -161,6 +167,11 @@ class TinyMock:
             new.append(10_000)
         view = CacheView("kv_cache", self.cache, tuple(new), tuple(past))
         caches = () if self.fault == "no cache" else (view,)
+        if self.faint:
+            caches = tuple(
+                CacheView(name, self.cache[:, :, half], tuple(new), tuple(past))
+                for half, name in enumerate(("k_cache", "v_cache"))
+            )
         shape = (case.batch * case.tokens, WIDTH)
         return Probe({"hidden_states": self.hidden}, shape, "float32", caches)
 

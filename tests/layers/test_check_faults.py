@@ -76,6 +76,26 @@ def test_a_wrong_mock_fails_the_rule_that_is_for_it(fault: str, rule: str, said:
     assert said in wrong[rule]
 
 
+def test_keys_that_change_no_score_count_as_read_when_large_ones_do() -> None:
+    """An engine's dummy weights make keys of 1e-3: zeros in their place change no bit.
+
+    Seen on an H100: SGLang 0.5.14 keeps keys and values apart, and `opkit check gqa` failed there
+    (every change of k_cache was 0.0) for a mock that was right.
+    """
+    lines = looked_at(TinyMock(faint=True))
+    read = lines["KV cache read"]
+    assert read.outcome is Outcome.PASS, read.detail
+    assert "k_cache, v_cache" in read.detail
+    assert {n for n in read.numbers if n.endswith("k_cache") and "@" in n}
+    assert min(n["change"] for n in read.numbers.values() if "change" in n) > 0.01
+
+
+def test_faint_keys_that_are_not_read_are_still_found() -> None:
+    wrong = failed(TinyMock("keys not read", faint=True))
+    assert "k_cache may hold anything: the output changes by 0.0e+00" in wrong["KV cache read"]
+    assert "v_cache" not in wrong["KV cache read"]
+
+
 def test_cases_that_only_an_op_has_are_run_too() -> None:
     line = looked_at(TinyMock(), op=GEMM)["collected cases"]  # it knows no GemmCase
     assert line.outcome is Outcome.FAIL

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable
 
 from opkit.layers.check.cases import Role
-from opkit.layers.check.facts import CacheFact, Observation, Seen
+from opkit.layers.check.facts import LEAST_CHANGE, CacheFact, Observation, Seen
 from opkit.layers.check.lines import absent, line, unseen
 from opkit.layers.check.result import Line, Numbers
-
-LEAST_CHANGE = 1e-3  # of the output when its past is blanked; more than a repetition's noise
 
 
 def _cache_line(
@@ -71,7 +69,7 @@ def written(seen: Seen, name: str) -> Line:
 
 
 def read(seen: Seen, name: str) -> Line:
-    """Blanking the cached tokens' blocks changes the output."""
+    """Changing the cached tokens' blocks changes the output."""
     long = any(asked.role is Role.LONG for asked in seen.asked)
 
     def judged(o: Observation, cache: CacheFact) -> str | None:
@@ -82,10 +80,10 @@ def read(seen: Seen, name: str) -> Line:
         change = cache.read.relative
         if change > LEAST_CHANGE or math.isnan(change):
             return ""
-        return f"may be blanked: the output changes by {change:.1e}"
+        return f"may hold anything: the output changes by {change:.1e}"
 
     if seen.keeps_cache and not any(c.read for o in seen.observations for c in o.caches):
         return unseen(seen, name, tuple(Role)) or line(
             name, ["no case has blocks of cached tokens alone"], ""
         )
-    return _cache_line(seen, name, judged, "blanking the past changes the output, {count} cases")
+    return _cache_line(seen, name, judged, "changing the past changes the output, {count} cases")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from opkit.layers.check.cases import Asked, Role
 from opkit.layers.manifest import Operand
 
+LEAST_CHANGE = 1e-3  # of the output when its past is changed; more than a repetition's noise
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -63,7 +65,8 @@ class CacheFact:
             ones, that the cache does not have.
         written: of these, those that a forward has filled after they were blanked.
         past: blocks of cached tokens only.
-        read: the output with these blanked, against the output before; None without any.
+        read: the output with these changed (blanked, or stirred where that shows nothing), against
+            the output before; None without any.
     """
 
     name: str

@@ -1,8 +1,9 @@
 """Look at a mock, case by case, through the Mock protocol alone.
 
 Each case is prepared once and run a few times: twice as it is, once for each cache with the new
-tokens' blocks blanked, once for each cache with the past blanked. What a run changes beyond the
-mock's own doing is put back before the next.
+tokens' blocks blanked, once for each cache with the past blanked (and once more with it stirred,
+where blanking shows nothing). What a run changes beyond the mock's own doing is put back before the
+next.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from typing import Any
 
 from opkit.errors import BadInput, OpkitError
 from opkit.layers.check.cases import Asked, Role
-from opkit.layers.check.facts import CacheFact, Observation, Pair, Seen
+from opkit.layers.check.facts import (
+    LEAST_CHANGE,
+    CacheFact,
+    Difference,
+    Observation,
+    Pair,
+    Seen,
+)
 from opkit.layers.check.pairs import alike
 from opkit.layers.check.tensors import (
     Blocks,
@@ -134,7 +142,7 @@ class Observer:
         )
 
     def _cache(self, cache: CacheView, run: Callable[[], Any], output: Any) -> CacheFact:
-        """Is it written, is it read: blank, run, look, put back."""
+        """Is it written, is it read: change it, run, look, put back."""
         size = cache.tensor.shape[0] if cache.tensor.dim() else 0
         new = [number for number in cache.new if 0 <= number < size]
         past = [number for number in cache.past if 0 <= number < size and number not in new]
@@ -147,11 +155,7 @@ class Observer:
             written = blocks.filled()
             blocks.restore()
         if past:
-            blocks = Blocks(cache.tensor, past)
-            blocks.blank()
-            changed = run()
-            read = difference(output, changed) if output is not None else None
-            blocks.restore()
+            read = _effect(Blocks(cache.tensor, past), run, output)
         shape = tuple(cache.tensor.shape)
         dtype = dtype_name(cache.tensor.dtype)
         return CacheFact(cache.name, shape, dtype, len(new), outside, written, len(past), read)
@@ -189,6 +193,18 @@ class Observer:
         ]
         outputs = difference(one.output[-count:], other.output[:count])
         return Pair(first, second, tuple(names), outputs)
+
+
+def _effect(blocks: Blocks, run: Callable[[], Any], output: Any) -> Difference | None:
+    """The output with ``blocks`` blanked; stirred, where blanking shows nothing."""
+    if output is None:
+        return None
+    blocks.blank()
+    found = difference(output, run())
+    if found is not None and found.relative <= LEAST_CHANGE and blocks.stir():
+        found = difference(output, run())
+    blocks.restore()
+    return found
 
 
 def _differ(first: Any, second: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What the check asks of tensors: their facts, their differences, and blanking parts of a cache."""
+"""What the check asks of tensors: their facts, their differences, and changing parts of a cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from opkit.layers.operands import dtype_name, sample
 
 # An integer type of the same size: compares bits, fills any type with zeros, needs no contiguity.
 _BITS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
+
+# Keys of an engine's dummy weights are about 1e-3, so is the query: zeros in their place change no
+# score by a bit of a softmax's output. Keys of ±2^13 change them by several units.
+_LOUD = 2.0**13
 
 
 def is_tensor(value: Any) -> bool:
@@ -78,7 +82,7 @@ def difference(first: Any, second: Any) -> Difference | None:
 
 
 class Blocks:
-    """Some blocks of a cache: kept, blanked, looked at, and put back.
+    """Some blocks of a cache: kept, blanked or stirred, looked at, and put back.
 
     Args:
         cache: the cache's storage; blocks along its first dimension.
@@ -87,6 +91,7 @@ class Blocks:
 
     def __init__(self, cache: Any, numbers: Sequence[int]) -> None:
         torch = importlib.import_module("torch")
+        self._type = cache.dtype
         self._cache = bits(cache)
         self._numbers = torch.tensor(list(numbers), dtype=torch.int64, device=cache.device)
         self._kept = self._cache[self._numbers]
@@ -94,6 +99,23 @@ class Blocks:
     def blank(self) -> None:
         """Fill them with zeros."""
         self._cache[self._numbers] = 0
+
+    def stir(self) -> bool:
+        """Fill them with large finite values of either sign; False where the type holds no floats.
+
+        Packed storage (bytes that hold values beside their scales) is left alone: any bits there
+        may be a nan, and kernels that pick tokens by score need not end well with one.
+        """
+        torch = importlib.import_module("torch")
+        if not self._type.is_floating_point:
+            return False
+        largest = torch.finfo(self._type).max
+        level = min(_LOUD, 2.0 ** math.floor(math.log2(largest)))
+        stream = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, tuple(self._kept.shape), generator=stream) * 2 - 1
+        values = (signs.float() * level).to(self._type)
+        self._cache[self._numbers] = bits(values).to(self._cache.device)
+        return True
 
     def filled(self) -> int:
         """How many of them hold anything but zeros now."""
