@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -271,7 +272,7 @@ def _evenly(regions: Sequence[Region]) -> Sequence[Region]:
 
 
 def _median(values: list[int]) -> int:
-    return sorted(values)[len(values) // 2]
+    return round(statistics.median(values))
 
 
 def _strict_ratio(own: list[Region], least: int) -> float | None:

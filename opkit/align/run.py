@@ -2,12 +2,12 @@
 judge.
 
 Everything made goes into one folder of the run: reports, exports, logs, the mock's plan, the
-    result.
+result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from opkit.align.shapes import CaseSteps
 from opkit.errors import BadInput
 from opkit.layers.geometry import read_geometry
 from opkit.layers.manifest import Answer, sidecar_of
-from opkit.layers.op import Case, Op, Phase
+from opkit.layers.op import Case, LaunchMode, Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
 from opkit.nsys_parsers.tool import export_sqlite
 
@@ -100,9 +100,11 @@ def align_live(request: LiveRequest, progress: Progress) -> AlignResult:
     if _captures(request):
         run_capture(e2e, request.op, _layer(request, e2e), folder / "captured", progress)
     ran, manifest = engine_shapes(engine)
-    shapes = [
-        shape for shape in ran if shape[0].case.phase in request.phases and not _transient(shape[0])
-    ]
+    layers = manifest.model.get("num_hidden_layers") if manifest else None
+    # A model of unknown depth has layers enough: what is too little, the verdict says.
+    layers = int(layers or request.policy.min_regions)
+    scarce = [case for case, _ in ran if _transient(case, layers, request.policy)]
+    shapes = _worth_a_mock(ran, scarce, request.phases)
     if not shapes:
         raise BadInput("the engine ran none of the phases asked for in the recorded window")
     if any(case.case.past < 0 for case, _ in shapes):
@@ -144,9 +146,31 @@ def _captures(request: LiveRequest) -> bool:
     return request.inputs == "captured" and request.captured is None
 
 
-def _transient(shape: CaseSteps) -> bool:
-    """A decode batch seen for a step or two as a wave begins or ends: too little to judge by."""
-    return shape.case.phase is Phase.GENERATION and len(shape.steps) < MIN_DECODE_STEPS
+def _transient(shape: CaseSteps, layers: int, policy: Policy) -> bool:
+    """A batch seen for a step or two: too little to judge by.
+
+    Decode batches as a wave begins or ends; prefill batches as the scheduler splits a wave once.
+    """
+    if shape.case.phase is Phase.GENERATION:
+        return len(shape.steps) < MIN_DECODE_STEPS
+    return len(shape.steps) * layers < policy.min_regions
+
+
+def _worth_a_mock(
+    ran: Sequence[tuple[CaseSteps, LaunchMode]],
+    scarce: Sequence[CaseSteps],
+    phases: Sequence[Phase],
+) -> list[tuple[CaseSteps, LaunchMode]]:
+    """The shapes to run: all but the scarce ones, which the verdict then names as not run.
+
+    Prefills that are all scarce are run all the same: the verdict says what was too little.
+    """
+    enough = {case.case.phase for case, _ in ran if case not in scarce} | {Phase.GENERATION}
+    return [
+        (case, mode)
+        for case, mode in ran
+        if case.case.phase in phases and not (case in scarce and case.case.phase in enough)
+    ]
 
 
 def _mock_request(request: LiveRequest, e2e: E2EPlan, folder: Path, strict: bool) -> MockRequest:

@@ -1,8 +1,8 @@
 """The verdict on SGLang's recorded pair: engine and mock of one host, both phases.
 
-Where the pair comes from is told in ``tests/traces/README.md``. The live run failed in generation:
-its sample of decode steps was every fourth one, where the engine's top-k took 7 µs, and none of
-those between, where it took 9.
+Where the pair comes from is told in ``tests/traces/README.md``. It passed live. An earlier live run
+failed in generation: its sample of decode steps was every fourth one, where the engine's top-k took
+7 µs, and none of those between, where it took 9; this engine alternates alike.
 """
 
 from __future__ import annotations
