@@ -153,6 +153,8 @@ def align(no_doctor: bool, dry_run: bool, as_json: bool, verbose: bool, **given:
     if found.keep:
         name = Ledger(options.out / "ledger.db").record(found.result, found.folder)
         print(f"recorded as {name}; files in {found.folder}", file=sys.stderr)
+    elif options.recorded:
+        print("a bundled recording enters no ledger; a run with --e2e-cmd does", file=sys.stderr)
     return EXIT_CODES[found.result.verdict]
 
 

@@ -59,6 +59,13 @@ def test_a_true_pair_passes_and_is_recorded(
     assert (tmp_path / "opkit-out" / "ledger.db").is_file()
 
 
+def test_the_bundled_recording_is_judged_and_enters_no_ledger(opkit: Opkit) -> None:
+    ran = opkit("align", "dsa", "--recorded")
+    assert ran.code == 0
+    assert "a bundled recording enters no ledger; a run with --e2e-cmd does" in ran.err
+    assert not (Path.cwd() / "opkit-out" / "ledger.db").exists()
+
+
 def test_json_is_one_object_of_the_documented_form(opkit: Opkit, pair: tuple[Path, Path]) -> None:
     ran = opkit("align", "dsa", "--mock-trace", pair[0], "--e2e-trace", pair[1], "--json")
     data = json.loads(ran.out)

@@ -71,7 +71,7 @@ def shown_cases(cases: Sequence[CaseMatch], verbose: bool) -> list[CaseMatch]:
 def next_step(result: AlignResult) -> str:
     """What to do about a verdict."""
     if result.verdict is Outcome.PASS:
-        return f"{result.op} may be collected; `opkit status` lists what has passed"
+        return f"`opkit collect {result.op} --model DIR` once `opkit status` lists it"
     steps = [
         check.next_step
         for phase in result.phases

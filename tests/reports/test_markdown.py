@@ -20,7 +20,7 @@ PASSED = """\
 | --- | --- | ---: | ---: | ---: | --- | ---: |
 | generation | ✅ pass | 1 | 0 | 0.965 to 0.965 | sequence | 100.0 % |
 
-**next** dsa may be collected; `opkit status` lists what has passed
+**next** `opkit collect dsa --model DIR` once `opkit status` lists it
 
 #### generation
 

@@ -109,7 +109,7 @@ kernel                            mock µs   e2e µs  ratio
 nvjet_sm90_tst_256x128_64x4         812.4    918.2   0.88  =
 copy_kernel                           3.1      3.2   0.97  =
 nvjet_sm90_tst_192x176_64x5         640.0    648.3   0.99  ~
-mock: nvjet_sm90_tst_256x128_64…
+mock: nvjet_sm90…st_256x128_64x4
 cooperative_topk_cs8                 97.0    657.1   0.15  ≈
 mock: topKPerRowPrefill
 indexer_k_quant_and_cache               –      4.2      –  −
@@ -178,7 +178,7 @@ step's GPU time
 
 ┏━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
 ┃  PASS   generation pass                                                      ┃
-┃ next: dsa may be collected; `opkit status` lists what has passed             ┃
+┃ next: `opkit collect dsa --model DIR` once `opkit status` lists it           ┃
 ┗━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┛
 """
 
