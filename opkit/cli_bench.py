@@ -77,8 +77,8 @@ def models(command: Command) -> Command:
                          help="Send English words through this tokenizer, not random token ids."),
             click.option("--vocab-size", type=click.IntRange(min=1),
                          help="Token ids lie below this; default: from the model."),
-            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-                         help="Seed of the prompts."),
+            click.option("--seed", type=click.IntRange(min=0),
+                         help="Seed of the prompts; default: 0, for a server the time."),
             click.option("--scenario", type=PathType,
                          help="TOML or YAML file with several models and their options."),
         )

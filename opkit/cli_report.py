@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def report(
     form = "markdown" if markdown else "json" if as_json else "terminal"
     if compare:
         left, right = (find_stored(name, out) for name in compare)
-        return _compare(left, right, form, tolerance, verbose)
+        page = Page(html, force) if html is not None else None
+        return _compare(left, right, page or form, tolerance, verbose)
     found = find_stored(asked, out)
     if shipped and not isinstance(found, StoredCollection):
         raise WrongUsage(f"--shipped is for collections, and {found.name} is {_kind(found)}")
@@ -102,10 +104,6 @@ def _check(
         raise WrongUsage("--html, --markdown and --json exclude each other")
     if compare and asked:
         raise WrongUsage(f"--compare takes A and B, and nothing beside them: {asked!r}")
-    if compare and html is not None:
-        raise WrongUsage(
-            "--compare draws no page", "--markdown and --json hold the whole comparison"
-        )
     if compare and shipped:
         raise WrongUsage(
             "--compare takes no --shipped table",
@@ -179,7 +177,23 @@ def _write_html(found: Stored, html: Path, shipped: tuple[Path, ...], force: boo
     write_file(path, page, force=force)
 
 
-def _compare(left: Stored, right: Stored, form: str, tolerance: float | None, verbose: bool) -> int:
+@dataclass(frozen=True)
+class Page:
+    """A form of a comparison: a file, and whether it may be overwritten."""
+
+    path: Path
+    force: bool
+
+    def write(self, left: Stored, right: Stored, text: str) -> None:
+        """Write the page; into a folder, under both names."""
+        name = f"{Path(left.name).name}-{Path(right.name).name}.html"
+        path = self.path / name if self.path.is_dir() else self.path
+        write_file(path, text, force=self.force)
+
+
+def _compare(
+    left: Stored, right: Stored, form: str | Page, tolerance: float | None, verbose: bool
+) -> int:
     if isinstance(left, StoredAlignment) and isinstance(right, StoredAlignment):
         return _compare_alignments(left, right, form, tolerance, verbose)
     if isinstance(left, StoredCollection) and isinstance(right, StoredCollection):
@@ -200,7 +214,7 @@ def _kind(found: Stored) -> str:
 def _compare_alignments(
     left: StoredAlignment,
     right: StoredAlignment,
-    form: str,
+    form: str | Page,
     tolerance: float | None,
     verbose: bool,
 ) -> int:
@@ -210,7 +224,11 @@ def _compare_alignments(
 
     limit = KERNEL if tolerance is None else tolerance
     found = compare_alignments(left.result, right.result, (left.name, right.name), limit)
-    if form == "json":
+    if isinstance(form, Page):
+        from opkit.reports.html.compare import compare_page
+
+        form.write(left, right, compare_page(found))
+    elif form == "json":
         show(_dump(comparison_json(found)))
     elif form == "markdown":
         show(comparison_markdown(found))
@@ -220,14 +238,18 @@ def _compare_alignments(
 
 
 def _compare_collections(
-    left: StoredCollection, right: StoredCollection, form: str, verbose: bool
+    left: StoredCollection, right: StoredCollection, form: str | Page, verbose: bool
 ) -> int:
     from opkit.collect.compare import compare_collections
     from opkit.collect.desk.read import read_collection
     from opkit.reports.compare_rows import print_rows, rows_markdown
 
     found = compare_collections(read_collection(left.folder), read_collection(right.folder))
-    if form == "json":
+    if isinstance(form, Page):
+        from opkit.reports.html.compare_rows import compare_rows_page
+
+        form.write(left, right, compare_rows_page(found))
+    elif form == "json":
         show(_dump(found.to_json()))
     elif form == "markdown":
         show(rows_markdown(found))

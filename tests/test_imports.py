@@ -21,13 +21,14 @@ ALLOWED = {
     "__main__": {"cli"},
     # Results and ledger entries are plain data of align.
     "reports": {"align", "collect", "bench", "doctor", "layers", "nsys_parsers"},
-    "collect": {"align", "layers", "nsys_parsers", "sensors"},
-    "bench": {"sensors"},
+    "collect": {"align", "layers", "nsys_parsers", "post_mortem", "sensors"},
+    "bench": {"post_mortem", "sensors"},
     "doctor": {"layers", "nsys_parsers", "sensors"},
     "sensors": set(),
-    "align": {"layers", "nsys_parsers"},
+    "align": {"layers", "nsys_parsers", "post_mortem"},
     "layers": set(),
     "nsys_parsers": set(),
+    "post_mortem": set(),
     "errors": set(),
     "__init__": set(),
 }

@@ -105,5 +105,8 @@ def _shifted(at: int | None, shift: int) -> int | None:
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", "utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text + "\n", "utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from opkit.bench.clock import Clock
 from opkit.bench.plan import BenchTest
 from opkit.bench.prompts import Prompts
 from opkit.bench.recorder import Record, Track
+from opkit.errors import OpkitError
 from opkit.sensors.levels import Sensors
 
 Say = Callable[[str], None]
@@ -36,6 +37,7 @@ class Measured:
         track: the sensors from the first repetition to the last of ``more``.
         shift_ns: from the monotonic clock to ns since 1970.
         interrupted: Ctrl-C ended it; ``turns`` are those that had ended.
+        failed: what ended ``more`` too early; the repetitions are whole.
     """
 
     test: BenchTest
@@ -45,6 +47,7 @@ class Measured:
     track: Track = field(default_factory=Track)
     shift_ns: int = 0
     interrupted: bool = False
+    failed: OpkitError | None = None
 
     @property
     def stretch(self) -> tuple[int, int]:
@@ -68,7 +71,8 @@ def measure(
     another without a rest: power is averaged over all of them.
 
     Raises:
-        RunFailed: the engine failed.
+        RunFailed: the engine failed before the last repetition had ended; later it is noted in the
+            result.
         KeyboardInterrupt: before the first repetition had ended; later it is noted in the result.
     """
     done = Measured(test)
@@ -94,8 +98,11 @@ def measure(
             for number in range(effort.repetitions):
                 done.turns.append(turn(f"{number}"))
             end = done.turns[0].began_ns + effort.power_s * 1e9
-            while meter is not None and clock.now_ns() < end:
-                done.more.append(turn(f"more {len(done.more)}"))
+            try:
+                while meter is not None and clock.now_ns() < end:
+                    done.more.append(turn(f"more {len(done.more)}"))
+            except OpkitError as error:
+                done.failed = error
     except KeyboardInterrupt:
         if not done.turns:
             raise

@@ -83,6 +83,8 @@ class BenchOptions:
         power_s: seconds that a test lasts at least when power is measured.
         cool_to_c: °C to wait for before each test; None: no waiting. ``cool_limit_s``: no longer.
         max_input_length: longest prompt, tokens; 0: no limit. ``clip``: shorten, do not refuse.
+        seed: of the prompts; None: 0, but the time for a server, whose prefix cache may hold those
+            of the run before.
         engine_args: keywords for the engine's constructor.
         start_limit_s, limit_s: seconds for loading, and for one run.
     """
@@ -106,7 +108,7 @@ class BenchOptions:
     cool_limit_s: float = 600.0
     max_input_length: int = 0
     clip: bool = False
-    seed: int = 0
+    seed: int | None = None
     vocab_size: int = 0
     tokenizer_dir: Path | None = None
     python: str = sys.executable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,9 @@ from opkit.sensors.levels import Sensors
 
 SCHEMA = "opkit.bench/1"
 _NS = 1e9
+# A stretch whose speed is so far from the repetitions' is told: its joules are of another pace.
+# Repetitions on an H100 differed by 1 to 5 %.
+_APART = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Row:
     started: str
     interrupted: bool
     notes: tuple[str, ...] = ()
+    power_ts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ def make_row(
         warmups=measured.warmups,
         started=utc(measured.stretch[0] + measured.shift_ns),
         interrupted=measured.interrupted,
-        notes=(*notes, *_notes(measured, sensors, power["watts"])),
+        notes=(*notes, *_notes(measured, sensors, power, mean(speeds) or 0.0)),
     )
 
 
@@ -220,6 +224,7 @@ def _power(measured: Measured, sensors: Sensors) -> dict[str, Any]:
     seconds, tokens = (ended - began) / _NS, runs * measured.test.n_tokens
     return {
         "watts": watts,
+        "power_ts": None if watts is None else tokens / seconds,
         "joules_per_token": None if watts is None else watts * seconds / tokens,
         "power_method": meter.method if meter else "",
         "power_scope": sensors.scope,
@@ -231,11 +236,16 @@ def _power(measured: Measured, sensors: Sensors) -> dict[str, Any]:
 def _heat(measured: Measured, sensors: Sensors) -> dict[str, Any]:
     """The hottest of the GPUs, and the mean and least of their core clocks."""
     levels = measured.track.within(*measured.stretch)
-    heat = [max(known) for each in levels if (known := _of(each.temp, sensors.heat))]
+    began, _ = measured.stretch
+    before = [each for at, each in measured.track.levels if at <= began][-1:]
+    start, heat = (
+        [max(known) for each in some if (known := _of(each.temp, sensors.heat))]
+        for some in (before, levels)
+    )
     clocks = [mhz for each in levels for mhz in _of(each.freq, sensors.clock)]
     return {
-        "temp_start_c": heat[0] if heat else None,
-        "temp_max_c": max(heat, default=None),
+        "temp_start_c": next(iter(start + heat), None),
+        "temp_max_c": max(start + heat, default=None),
         "clock_avg_mhz": mean(clocks),
         "clock_min_mhz": min(clocks, default=None),
         "throttle": tuple(sorted({why for each in levels for why in each.throttle})),
@@ -253,9 +263,19 @@ def _cached(turns: Sequence[Turn]) -> int | None:
     return sum(known) if known else None
 
 
-def _notes(measured: Measured, sensors: Sensors, watts: float | None) -> list[str]:
+def _notes(
+    measured: Measured, sensors: Sensors, power: Mapping[str, Any], speed: float
+) -> list[str]:
     """What a reader of the numbers must know."""
     said = []
+    watts, whole = power["watts"], power["power_ts"]
+    if whole is not None and abs(whole - speed) > _APART * speed:
+        said.append(
+            f"power is of {power['power_repetitions']} runs at {whole:,.0f} tokens/s, rests "
+            f"between them included; the repetitions made {speed:,.0f}"
+        )
+    if measured.failed is not None:
+        said.append("power is of a shorter stretch, since a run after the repetitions failed")
     if cached := _cached(measured.turns):
         said.append(f"{cached:,} prompt tokens came from the engine's prefix cache")
     if sensors.meter() is not None and watts is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from opkit.sensors.levels import Sensors
 
 MakeBackend = Callable[[BenchOptions, Path], Backend]
 MakeSensors = Callable[[BenchOptions], Sensors]
+_FOR_POWER = "after its repetitions, while power was measured: "
 
 
 def run_bench(
@@ -82,7 +83,7 @@ class _Model:
         say: Say,
     ) -> None:
         self._bench = bench
-        self._options = options
+        self._options = options = _seeded(options, clock)
         self._sensors = sensors
         self._record = record
         self._folder = folder
@@ -94,7 +95,7 @@ class _Model:
         """Start the engine, run the tests, end it whatever happens."""
         options = self._options
         try:
-            self._say(f"{self._name}: starting {options.backend}")
+            self._say(f"{self._name}: {_beginning(options)}")
             served = backend.start()
             prompts = _prompts(options, served)
             self._bench.models.append(_context(options, served, self._sensors))
@@ -107,7 +108,8 @@ class _Model:
         except OpkitError as error:
             self._fail("", error)
         finally:
-            self._say(f"{self._name}: ending {options.backend}")
+            if not options.url:
+                self._say(f"{self._name}: ending {options.backend}")
             backend.close()
 
     def _test(self, test: BenchTest, served: Served, backend: Backend, prompts: Prompts) -> bool:
@@ -122,23 +124,29 @@ class _Model:
         except OpkitError as error:
             self._fail(test.label, error)
             return backend.alive()
+        self._bench.interrupted = done.interrupted
         path, notes = self._written(done, served)
         row = make_row(done, options, served, sensors, path, notes)
         self._bench.rows.append(row)
-        self._bench.interrupted = done.interrupted
+        if done.failed is not None:
+            self._fail(test.label, done.failed, _FOR_POWER)
         save(self._folder, self._bench, self._say)
         watts = "" if row.watts is None else f", {row.watts:.0f} W"
         self._say(f"{test.label}: {row.avg_ts:,.1f} tokens/s{watts}")
-        return not done.interrupted
+        return not self._bench.interrupted and (done.failed is None or backend.alive())
 
     def _written(self, done: Measured, served: Served) -> tuple[str, list[str]]:
-        """The test's file, or why there is none: a full disk costs the file, not the number."""
+        """The test's file, or why there is none: a full disk or Ctrl-C costs the file, not the
+        number."""
         options = self._options
         name = files.detail_name(options.name or served.model, done)
         try:
             path = files.write_detail(self._folder, name, done, self._sensors, options.sample_ms)
         except OSError as error:
             return "", [f"its detail file could not be written ({error.strerror})"]
+        except KeyboardInterrupt:
+            self._bench.interrupted = True
+            return "", ["its detail file was not written: Ctrl-C came before"]
         return str(path), []
 
     def _not_run(self, tests: Sequence[BenchTest]) -> None:
@@ -146,10 +154,21 @@ class _Model:
             for test in tests:
                 self._fail(test.label, RunFailed("not run, since the engine is gone"))
 
-    def _fail(self, test: str, error: OpkitError) -> None:
-        why = str(error) + (f" ({error.hint})" if error.hint else "")
+    def _fail(self, test: str, error: OpkitError, when: str = "") -> None:
+        why = when + str(error) + (f" ({error.hint})" if error.hint else "")
         self._bench.failures.append(Failure(self._name, self._options.backend, test, why))
-        self._say(f"{test or self._name}: {error}")
+        self._say(f"{test or self._name}: {when}{error}")
+
+
+def _seeded(options: BenchOptions, clock: Clock) -> BenchOptions:
+    """With a seed, so that the summary tells it."""
+    if options.seed is not None:
+        return options
+    return replace(options, seed=clock.unix_ns() // 10**6 if options.url else 0)
+
+
+def _beginning(options: BenchOptions) -> str:
+    return f"asking {options.url}" if options.url else f"starting {options.backend}"
 
 
 def _check_length(test: BenchTest, served: Served) -> None:
@@ -162,7 +181,7 @@ def _check_length(test: BenchTest, served: Served) -> None:
 
 def _prompts(options: BenchOptions, served: Served) -> Prompts:
     if options.tokenizer_dir is not None:
-        return encoded(options.seed, options.tokenizer_dir)
+        return encoded(options.seed or 0, options.tokenizer_dir)
     folder = options.engine_dir or Path(options.model or ".")
     vocab = options.vocab_size or served.vocab or vocabulary(folder)
     if vocab < 1:
@@ -170,7 +189,7 @@ def _prompts(options: BenchOptions, served: Served) -> Prompts:
             f"{served.model}: the size of its vocabulary is not known",
             "give --vocab-size, or --model DIR with a config.json",
         )
-    return synthetic(options.seed, vocab)
+    return synthetic(options.seed or 0, vocab)
 
 
 def _context(options: BenchOptions, served: Served, sensors: Sensors) -> Context:

@@ -15,16 +15,19 @@ from opkit.collect.admission import kernel_kind
 from opkit.collect.comparison import (
     Change,
     CollectionComparison,
+    Curve,
+    CurveGroup,
     Difference,
     GroupChange,
     KernelChange,
     Mover,
     OneSided,
+    Place,
     RowChange,
 )
 from opkit.collect.desk.point import Point, identity
 from opkit.collect.desk.read import Collection
-from opkit.collect.desk.series import Layout, layout_of
+from opkit.collect.desk.series import Layout, layout_of, ordered
 from opkit.collect.tables.validate import Value
 from opkit.collect.timing.stats import median
 from opkit.collect.verify import TOLERANCE
@@ -65,6 +68,8 @@ def compare_collections(a: Collection, b: Collection) -> CollectionComparison:
     layouts = _layouts(a, b)
     rows = [_row(old[key], new[key], layouts[key[0]]) for key in shared]
     rows.sort(key=lambda row: -abs(math.log(row.ratio)))
+    only_a = [_one_sided(p, b, layouts) for key, p in old.items() if key not in new]
+    only_b = [_one_sided(p, a, layouts) for key, p in new.items() if key not in old]
     return CollectionComparison(
         op=a.op,
         backends=(a.backend, b.backend),
@@ -72,8 +77,9 @@ def compare_collections(a: Collection, b: Collection) -> CollectionComparison:
         rows=tuple(rows),
         overall=_group("", "", rows),
         groups=tuple(_groups(rows, layouts)),
-        only_a=tuple(_one_sided(p, b, layouts) for key, p in old.items() if key not in new),
-        only_b=tuple(_one_sided(p, a, layouts) for key, p in new.items() if key not in old),
+        only_a=tuple(only_a),
+        only_b=tuple(only_b),
+        curves=tuple(_curves(rows, only_a, only_b, layouts)),
         kernels=tuple(_kernels(rows)),
         differences=tuple(sorted(_differences(a, b), key=lambda item: not item.warns)),
         floor=FLOOR,
@@ -169,6 +175,34 @@ def _groups(rows: Sequence[RowChange], layouts: Mapping[str, Layout]) -> Iterabl
         found = {name: made for (of, name), made in by_group.items() if of == table}
         for name in layouts[table].order(made[0].columns for made in found.values()):
             yield _group(table, name, found[name])
+
+
+def _curves(
+    rows: Sequence[RowChange],
+    only_a: Sequence[OneSided],
+    only_b: Sequence[OneSided],
+    layouts: Mapping[str, Layout],
+) -> Iterable[CurveGroup]:
+    for table in sorted(layouts):
+        layout = layouts[table]
+        placed = [(row.columns, Place(_x(layout, row), row=row))
+                  for row in rows if row.table == table]  # fmt: skip
+        placed += [(row.columns, Place(_x(layout, row), only_a=row))
+                   for row in only_a if row.table == table]  # fmt: skip
+        placed += [(row.columns, Place(_x(layout, row), only_b=row))
+                   for row in only_b if row.table == table]  # fmt: skip
+        placed.sort(key=lambda item: (isinstance(item[1].x, str), item[1].x))
+        for group in layout.order(columns for columns, _ in placed):
+            own = [(c, place) for c, place in placed if layout.group(c) == group]
+            panels = ordered(layout.panel, (columns for columns, _ in own))
+            yield CurveGroup(table, group, layout.x, tuple(
+                Curve(name, tuple(place for c, place in own if layout.panel_of(c) == name))
+                for name in panels
+            ))  # fmt: skip
+
+
+def _x(layout: Layout, row: RowChange | OneSided) -> Value:
+    return row.columns[layout.x]
 
 
 def _one_sided(point: Point, other: Collection, layouts: Mapping[str, Layout]) -> OneSided:

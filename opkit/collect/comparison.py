@@ -6,8 +6,9 @@ ratio is B over A.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -76,6 +77,11 @@ class RowChange:
         """B over A: above 1 is slower."""
         return self.latency_ms_b / self.latency_ms_a
 
+    @property
+    def times_allowed(self) -> float:
+        """How far it moved, in what it may: above 1 it has changed. In logarithms, as that is."""
+        return abs(math.log(self.ratio)) / math.log1p(self.allowed)
+
 
 @dataclass(frozen=True)
 class GroupChange:
@@ -105,6 +111,52 @@ class OneSided:
     columns: Mapping[str, Value]
     latency_ms: float
     why: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """One size of a curve: the row that both have, or the one that A or B has."""
+
+    x: Value
+    row: RowChange | None = None
+    only_a: OneSided | None = None
+    only_b: OneSided | None = None
+
+    @property
+    def latency_ms_a(self) -> float | None:
+        """None where A has no row."""
+        found = self.only_a.latency_ms if self.only_a else None
+        return self.row.latency_ms_a if self.row else found
+
+    @property
+    def latency_ms_b(self) -> float | None:
+        """None where B has no row."""
+        found = self.only_b.latency_ms if self.only_b else None
+        return self.row.latency_ms_b if self.row else found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A's and B's curve of one panel, in order of x; ``name`` is empty where there is only one."""
+
+    name: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class CurveGroup:
+    """Curves that share a table and all but their panels' columns and x, which is ``x``."""
+
+    table: str
+    name: str
+    x: str
+    curves: tuple[Curve, ...]
+
+    @property
+    def xs(self) -> tuple[Value, ...]:
+        """All values of x, in order; numbers before text."""
+        found = {place.x for curve in self.curves for place in curve.places}
+        return tuple(sorted(found, key=lambda x: (isinstance(x, str), x)))
 
 
 @dataclass(frozen=True)
@@ -143,6 +195,7 @@ class CollectionComparison:
         overall: of all of these.
         groups: of each set of curves, in the tables' order.
         only_a, only_b: rows of one side only.
+        curves: all these rows, laid out as the curves of A and B.
         kernels: kinds of kernels that changed, most rows first.
         differences: of versions, machines and methods; those that warn first.
         floor: share by which any row may differ and is the same.
@@ -157,6 +210,7 @@ class CollectionComparison:
     groups: tuple[GroupChange, ...]
     only_a: tuple[OneSided, ...]
     only_b: tuple[OneSided, ...]
+    curves: tuple[CurveGroup, ...]
     kernels: tuple[KernelChange, ...]
     differences: tuple[Difference, ...]
     floor: float
@@ -179,8 +233,8 @@ class CollectionComparison:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; every row that both have, changed or not."""
-        data = asdict(self)
-        rows = [row | {"ratio": made.ratio}
+        data = asdict(replace(self, curves=()))  # the rows, once more
+        rows = [row | {"ratio": made.ratio, "times_allowed": made.times_allowed}
                 for row, made in zip(data["rows"], self.rows, strict=True)]  # fmt: skip
         sides = [
             {"name": name, "backend": backend}

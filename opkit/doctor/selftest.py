@@ -7,10 +7,7 @@ looked for as alignment reads them.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import sqlite3
 import tempfile
 from collections.abc import Mapping
@@ -19,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from opkit.doctor.machine import Machine, Ran
+from opkit.doctor.machine import MARK, Machine, Ran, end_marked
 from opkit.errors import OpkitError
 from opkit.nsys_parsers.tool import export_sqlite
 
 LIMIT_S = 60.0
 RANGE = "opkit doctor: self-test"
 KERNEL = "opkit_doctor_kernel"
-MARK = "OPKIT_DOCTOR_MARK"  # what the processes of a test carry, so that they can be ended
 CHILD = Path(__file__).parent / "selftest_child.py"
 
 
@@ -76,7 +72,7 @@ def run_selftest(machine: Machine, nsys: str, python: str, gpu: str = "") -> Sel
         try:
             ran = machine.run(argv, LIMIT_S, env)
         finally:
-            end_marked(mark)
+            end_marked(mark)  # nsys keeps an agent outside the process group it starts
         return _read(ran, report, told)
 
 
@@ -123,11 +119,3 @@ def read_export(path: Path) -> tuple[set[str], set[str], tuple[str, ...]]:
         if "DIAGNOSTIC_EVENT" in there:
             said = tuple(str(text) for (text,) in db.execute("SELECT text FROM DIAGNOSTIC_EVENT"))
     return ranges, kernels, said
-
-
-def end_marked(mark: str) -> None:
-    """Kill what is left of a test: nsys keeps an agent outside the process group it starts."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # ended meanwhile, or not ours
-            if mark.encode() in (folder / "environ").read_bytes():
-                os.kill(int(folder.name), signal.SIGKILL)

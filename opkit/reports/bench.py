@@ -6,11 +6,11 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import PurePath
 from typing import Any
 
-from opkit.bench.result import SCHEMA, Bench, Row
+from opkit.bench.result import SCHEMA, Bench, Context, Row
 
 FORMATS = ("md", "json", "jsonl", "csv")
 _MS, _UNKNOWN = 1e6, "–"
@@ -32,7 +32,7 @@ def _jsonl(bench: Bench) -> str:
 
 
 def _csv(bench: Bench) -> str:
-    """One row a test. Lists are JSON in a cell; what is not known is empty."""
+    """One row a test. Lists and truths are JSON in a cell; what is not known is empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([field.name for field in fields(Row)])
@@ -42,7 +42,7 @@ def _csv(bench: Bench) -> str:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (bool, list, tuple)):
         return json.dumps(value, ensure_ascii=False)
     return "" if value is None else value
 
@@ -57,15 +57,26 @@ _COLUMNS: tuple[tuple[str, bool, Callable[[Row], str]], ...] = (
     ("ITL ms", True, lambda row: _spread(row.itl_avg_ns, row.itl_stddev_ns, _MS, 3)),
     ("power W", True, lambda row: _number(row.watts, 1)),
     ("J/token", True, lambda row: _number(row.joules_per_token, 4)),
-    ("°C", True, lambda row: _number(row.temp_max_c, 0)),
+    ("max °C", True, lambda row: _number(row.temp_max_c, 0)),
     ("clock MHz", True, lambda row: _number(row.clock_avg_mhz, 0)),
 )
 
 
 def _markdown(bench: Bench) -> str:
     """llama-bench's table, wider by latencies and power; what failed and what to know below it."""
-    table = _table([[text(row) for _, _, text in _COLUMNS] for row in bench.rows])
+    servers = {_key(each): str(each.engine.get("owned_by") or "") for each in bench.models}
+    rows = [_named(row, servers.get(_key(row), "")) for row in bench.rows]
+    table = _table([[text(row) for _, _, text in _COLUMNS] for row in rows])
     return "\n".join([*table, *[""][: len(table)], *(line + "  " for line in _below(bench))]) + "\n"
+
+
+def _key(of: Row | Context) -> tuple[str, str, str]:
+    return of.model, of.backend, of.engine_version
+
+
+def _named(row: Row, server: str) -> Row:
+    """With what a server calls itself before its version, as ``openai-url vllm 0.24.0``."""
+    return replace(row, engine_version=f"{server} {row.engine_version}".strip())
 
 
 def _table(cells: list[list[str]]) -> list[str]:

@@ -5,7 +5,7 @@ Every change has a sign and a word; colours only repeat them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, RenderableType
 from rich.rule import Rule
@@ -18,6 +18,7 @@ from opkit.align.comparison import (
     Change,
     Fact,
     Grouped,
+    KernelChange,
     Pace,
     PhaseChange,
     SideChange,
@@ -37,12 +38,19 @@ SIGN = {
     Change.FEWER: "↓",
     Change.MOVED: "↔",
 }
+# Shorter words, for a narrow terminal.
+WORD = {
+    Change.VARIANT: "variant",
+    Change.DTYPE: "types",
+    Change.MORE: "more",
+    Change.FEWER: "fewer",
+}
 STYLE = {Change.SAME: "green", Change.VARIANT: "cyan", Change.MOVED: "yellow"}  # others: red
 PACE_SIGN = {Pace.STEADY: "=", Pace.SLOWER: "▲", Pace.FASTER: "▼"}
 PACE_STYLE = {Pace.STEADY: "green", Pace.SLOWER: "red", Pace.FASTER: "cyan"}
 FACTS = 12  # differing values of the provenance that the terminal shows without --verbose
 DIGEST = 8  # characters of a SHA-256 that tell two apart
-LONGEST = 60  # characters of two values that stand in one line
+ARROW = " → "
 
 
 def print_comparison(found: AlignComparison, console: Console, *, verbose: bool = False) -> None:
@@ -81,15 +89,39 @@ def _facts(facts: Sequence[Fact], width: int, verbose: bool) -> list[RenderableT
     if not facts:
         return ["", Text("versions, machine, model, flags and policy agree", style="dim")]
     shown = facts if verbose else facts[:FACTS]
-    grid = Table.grid(padding=(0, GAP, 0, 0))
-    grid.add_column(style="dim", overflow="fold", max_width=width // 3)
-    grid.add_column(overflow="fold")
-    for fact in shown:
-        grid.add_row(fact_name(fact), fact_values(fact))
-    parts: list[RenderableType] = ["", grid]
+    values = [(fact_name(fact), short(fact.a), short(fact.b)) for fact in shown]
+    parts: list[RenderableType] = ["", *both(values, width)]
     if len(facts) > len(shown):
         parts.append(Text(f"… and {len(facts) - len(shown)} more; --verbose shows all", "dim"))
     return parts
+
+
+def both(values: Sequence[tuple[str, str, str]], width: int) -> list[RenderableType]:
+    """What differs, with A's and B's value: ``vllm  0.24.0 → 0.25.0``, and below these what is too
+    long for a line, A above B."""
+    names = max((len(name) for name, a, b in values if _fits(name, a, b, width)), default=0)
+    grid = Table.grid(padding=(0, GAP, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    long = []
+    for name, a, b in values:
+        if _fits(" " * names, a, b, width) and len(name) <= names:
+            grid.add_row(name, Text(f"{a or '–'}{ARROW}{b or '–'}"))
+        else:
+            long.append((name, a, b))
+    parts: list[RenderableType] = [grid] if grid.row_count else []
+    for name, a, b in long:
+        below = Table.grid(padding=(0, GAP, 0, 0))
+        below.add_column(no_wrap=True)
+        below.add_column(overflow="fold")
+        below.add_row("  A", Text(a or "–"))
+        below.add_row("  B", Text(b or "–"))
+        parts += [Text(name, style="dim"), below]
+    return parts
+
+
+def _fits(name: str, a: str, b: str, width: int) -> bool:
+    return len(name) + GAP + max(len(a), 1) + len(ARROW) + max(len(b), 1) <= width
 
 
 def fact_name(fact: Fact) -> str:
@@ -103,12 +135,17 @@ def short(value: str) -> str:
     return value[:DIGEST] if digest else value
 
 
-def fact_values(fact: Fact) -> Text:
-    """``0.24.0 → 0.25.0``; long values below each other."""
-    a, b = (short(value) or "–" for value in (fact.a, fact.b))
-    if len(a) + len(b) > LONGEST:
-        return Text(f"A  {a}\nB  {b}")
-    return Text(f"{a} → {b}")
+def listed(before: str, items: Sequence[str], width: int, style: str = "") -> Text:
+    """``only in A: 1 × 512, 2 × 512``: over several lines where needed, no item broken."""
+    lines, line = [], before
+    for number, item in enumerate(items, 1):
+        told = item + ("," if number < len(items) else "")
+        if len(line) + 1 + len(told) > width and line:
+            lines.append(line)
+            line = f"  {told}"
+        else:
+            line = f"{line} {told}"
+    return Text("\n".join([*lines, line]), style=style)
 
 
 def _phase(phase: PhaseChange, width: int) -> list[RenderableType]:
@@ -118,7 +155,7 @@ def _phase(phase: PhaseChange, width: int) -> list[RenderableType]:
         parts.append(_cases(phase.cases, width))
     for letter, only in (("A", phase.only_a), ("B", phase.only_b)):
         if only:
-            parts.append(Text(f"only in {letter}: {', '.join(only)}", style="yellow"))
+            parts.append(listed(f"only in {letter}:", only, width, "yellow"))
     if phase.grouped:
         parts += ["", _changes(phase.grouped, len(phase.cases), width)]
     elif phase.cases:
@@ -179,22 +216,23 @@ def _kernels(side: SideChange) -> Text:
 def _changes(grouped: Sequence[Grouped], cases: int, width: int) -> RenderableType:
     columns = [
         Column("side", [Text(g.side) for g in grouped]),
-        Column("change", [_change(g) for g in grouped]),
+        Column("change", [_change(g, change_text(g)) for g in grouped], leaves=2,
+               short=Column("change", [_change(g, change_text(g, WORD)) for g in grouped])),
         Column("kernel", [Text(_names(g)) for g in grouped], flexible=True),
         Column("calls", [Text(calls_text(g)) for g in grouped], True, leaves=2),
         Column("A µs", [_time(g.ns[0]) for g in grouped], True, leaves=1),
         Column("B µs", [_time(g.ns[1]) for g in grouped], True, leaves=1),
         Column("B/A", [Text(ratios_text(g)) for g in grouped], True),
         Column("cases", [Text(f"{len(g.cases)} of {cases}") for g in grouped], True, leaves=3),
-    ]
+    ]  # fmt: skip
     return table(columns, width)
 
 
-def change_text(group: Grouped) -> str:
-    """``~ other variant, ▲ slower``."""
+def change_text(group: Grouped | KernelChange, words: Mapping[Change, str] | None = None) -> str:
+    """``~ other variant, ▲ slower``; ``words`` are said instead of a change's own."""
     said = []
     if group.change is not Change.SAME:
-        said.append(f"{SIGN[group.change]} {group.change}")
+        said.append(f"{SIGN[group.change]} {(words or {}).get(group.change, group.change)}")
     if group.pace is not Pace.STEADY:
         said.append(f"{PACE_SIGN[group.pace]} {group.pace}")
     if group.launch:
@@ -202,10 +240,10 @@ def change_text(group: Grouped) -> str:
     return ", ".join(said)
 
 
-def _change(group: Grouped) -> Text:
+def _change(group: Grouped, said: str) -> Text:
     if group.change is Change.SAME:
-        return Text(change_text(group), style=PACE_STYLE[group.pace] if not group.launch else "")
-    return Text(change_text(group), style=STYLE.get(group.change, "red"))
+        return Text(said, style=PACE_STYLE[group.pace] if not group.launch else "")
+    return Text(said, style=STYLE.get(group.change, "red"))
 
 
 def _names(group: Grouped) -> str:

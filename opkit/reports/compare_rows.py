@@ -15,7 +15,9 @@ from opkit.collect.comparison import (
     OneSided,
     RowChange,
 )
+from opkit.collect.desk.series import SEPARATOR
 from opkit.reports.columns import NOTHING, Column, table
+from opkit.reports.compare import both
 from opkit.reports.facts import WIDEST, rows_of
 from opkit.reports.markdown import code, folded, rows, text
 
@@ -41,7 +43,8 @@ def print_rows(found: CollectionComparison, console: Console, *, verbose: bool =
         console.print(Text(f"warning: {line}", style="yellow"))
     if found.differences:
         console.print()
-        console.print(_differences(found, width))
+        for part in both([(item.name, item.a, item.b) for item in found.differences], width):
+            console.print(part, highlight=False, markup=False, width=width)
     console.print()
     console.print(_groups((*found.groups, found.overall), width))
     shown = found.changed if verbose else found.changed[:SHOWN]
@@ -92,17 +95,6 @@ def kernel_text(kernel: KernelChange) -> str:
     return f"{kernel.kernel}: {', '.join(parts)}"
 
 
-def _differences(found: CollectionComparison, width: int) -> object:
-    items = found.differences
-    columns = [
-        Column("differs", [Text(item.name, "yellow" if item.warns else "") for item in items]),
-        Column("A", [Text(item.a) if item.a else NOTHING for item in items],
-               flexible=True),
-        Column("B", [Text(item.b) if item.b else NOTHING for item in items]),
-    ]  # fmt: skip
-    return table(columns, width)
-
-
 def _groups(groups: Sequence[GroupChange], width: int) -> object:
     columns = [
         Column("curves", [Text(_group_name(g)) for g in groups], flexible=True),
@@ -126,8 +118,7 @@ def _count(number: int, change: Change) -> Text:
 
 def _rows(changed: Sequence[RowChange], width: int) -> object:
     columns = [
-        Column("row", [Text(f"{row.group} {row.label}".strip()) for row in changed],
-               flexible=True),
+        Column("row", [Text(row_name(row)) for row in changed], flexible=True, narrowest=50),
         Column("A ms", [Text(f"{row.latency_ms_a:.4f}") for row in changed], True),
         Column("B ms", [Text(f"{row.latency_ms_b:.4f}") for row in changed], True),
         Column("B/A", [Text(f"{SIGN[row.change]} {row.ratio:.3f}", style=STYLE[row.change])
@@ -137,6 +128,11 @@ def _rows(changed: Sequence[RowChange], width: int) -> object:
                short=Column("most moved", [Text(mover_name(row)) for row in changed], leaves=1)),
     ]  # fmt: skip
     return table(columns, width)
+
+
+def row_name(row: RowChange | OneSided) -> str:
+    """What a row is called within its table: ``heads 128 · step 0 · batch 1 · isl 4,096``."""
+    return SEPARATOR.join(part for part in (row.group, row.label) if part)
 
 
 def mover_text(row: RowChange) -> str:
@@ -162,7 +158,7 @@ def _one_sided(letter: str, found: Sequence[OneSided], console: Console, verbose
 
 def alone_text(row: OneSided) -> str:
     """A row that one collection has, and what the other has instead."""
-    return " ".join((row.table, row.group, row.label, f"({row.why})")).replace("  ", " ")
+    return f"{row.table} {row_name(row)} ({row.why})"
 
 
 def rows_markdown(found: CollectionComparison) -> str:
@@ -180,7 +176,7 @@ def rows_markdown(found: CollectionComparison) -> str:
     lines += ["", *rows(heading, groups, " rrrrr")]
     if found.changed:
         cells = [
-            (text(f"{row.group} {row.label}".strip()),
+            (text(row_name(row)),
              f"{row.latency_ms_a:.4f}", f"{row.latency_ms_b:.4f}",
              f"{SIGN[row.change]} {row.ratio:.3f}", code(mover_text(row)))
             for row in found.changed

@@ -56,6 +56,7 @@ class LLM:
             scheduler_config=Some(max_num_batched_tokens=8192),
             cache_config=Some(cache_dtype="auto"),
             load_config=Some(load_format=load_format),
+            compilation_config=Some(mode=Some(name="NONE"), cudagraph_mode=None),
         )
         self.llm_engine = Some(vllm_config=config)
         self.calls = 0

@@ -123,6 +123,48 @@ def test_power_of_the_whole_stretch() -> None:
     assert found.throttle == ("SwPowerCap",)
 
 
+def test_the_heat_at_the_start_is_what_was_read_just_before() -> None:
+    """The recorder's first look comes a millisecond before the first repetition, its next 100 ms
+    later: on an H100 a prompt test had warmed by several degrees until then."""
+    heat = [(-100, 90.0), (-1, 41.0), (99, 45.0), (150, 44.0)]
+    levels = [(T0 + ms * MS, Levels({}, {"GPU 0": celsius})) for ms, celsius in heat]
+    found = row(
+        BenchTest(Kind.PROMPT, 10, 0), [turn(0, 200, 200, 1)], FakeSensors(),
+        track=Track(levels=levels),
+    )  # fmt: skip
+    assert (found.temp_start_c, found.temp_max_c) == (41.0, 45.0)
+
+
+def powered(more_ms: float, gap_ms: float = 0.0) -> Row:
+    """Two repetitions of 10 ms, then 40 runs of ``more_ms``, all of 1,000 tokens, at 400 W."""
+    turns = [turn(0, 10, 10, 1), turn(10 + gap_ms, 10, 10, 1)]
+    at = 20 + 2 * gap_ms
+    more = [turn(at + n * (more_ms + gap_ms), more_ms, more_ms, 1) for n in range(40)]
+    readings = [(10.0 + ms / 1000, 0.4 * ms) for ms in range(0, 1000, 20)]
+    return row(
+        BenchTest(Kind.PROMPT, 1000, 0), turns, FakeSensors(), more=more,
+        track=Track(readings=readings),
+    )  # fmt: skip
+
+
+def test_joules_are_those_of_the_whole_stretch_and_so_is_its_speed() -> None:
+    """420 ms of runs and 41 gaps of 0.5 ms: 42,000 tokens in 440.5 ms."""
+    found = powered(10, 0.5)
+    assert found.power_ts == pytest.approx(42_000 / 0.4405)
+    assert found.watts is not None
+    assert found.power_ts is not None
+    assert found.joules_per_token == pytest.approx(found.watts / found.power_ts)
+    assert found.notes == ()
+
+
+def test_a_stretch_that_was_slower_than_the_repetitions_is_told() -> None:
+    """As on an H100: 10 repetitions of 7.5 ms, then 217 runs of up to 9.8 ms."""
+    assert powered(12).notes == (
+        "power is of 42 runs at 84,000 tokens/s, rests between them included; "
+        "the repetitions made 100,000",
+    )
+
+
 def test_too_few_readings_are_no_power() -> None:
     track = Track(readings=[(10.0, 1.0), (10.01, 5.0)])
     found = row(BenchTest(Kind.PROMPT, 10, 0), [turn(0, 10, 10, 1)], FakeSensors(), track=track)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,52 @@ def test_ctrl_c_before_a_number(world: World) -> None:
     assert (bench.interrupted, bench.rows, world.made[0].closed) == (True, [], 1)
 
 
+def test_ctrl_c_while_a_file_is_written_keeps_the_row(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hit(path: Path, _target: Path) -> None:
+        if "_tg8" in path.name:
+            raise KeyboardInterrupt
+        os.rename(path, _target)
+
+    monkeypatch.setattr(files.os, "replace", hit)
+    bench = world.run(small(n_gen=(8, 16)))
+    assert [(row.test, row.repetitions, row.interrupted) for row in bench.rows] == [
+        ("pp100", 2, False), ("tg8", 2, False),
+    ]  # fmt: skip
+    assert bench.interrupted
+    assert bench.rows[1].data_file == ""
+    assert bench.rows[1].notes == ("its detail file was not written: Ctrl-C came before",)
+    assert summary(bench) == json.loads(json.dumps(bench.as_json()))
+    assert not list(Path(bench.folder).glob("*.part"))
+
+
+def test_a_failure_while_power_is_measured_keeps_the_repetitions(world: World) -> None:
+    """One warm-up, 30 more until the meter has settled, 2 repetitions, 14 runs for power."""
+    world.sensors = FakeSensors()
+    lost = RunFailed("no memory", "less of it")
+    world.like = lambda: FakeBackend(world.time, fails={0: lost, 48: lost})
+    bench = world.run(small(n_prompt=(999, 1000), n_gen=()))
+    assert [(row.test, row.repetitions, row.interrupted) for row in bench.rows] == [
+        ("pp1000", 2, False)
+    ]
+    row = bench.rows[0]
+    assert row.power_repetitions == 16
+    assert row.notes[0] == "power is of a shorter stretch, since a run after the repetitions failed"
+    assert [(each.test, each.why) for each in bench.failures][1:] == [
+        ("pp1000", "after its repetitions, while power was measured: no memory (less of it)")
+    ]
+
+
+def test_an_engine_that_dies_while_power_is_measured(world: World) -> None:
+    world.sensors = FakeSensors()
+    world.like = lambda: FakeBackend(world.time, fails={40: RunFailed("gone")}, dies=True)
+    bench = world.run(small(n_prompt=(1000,)))
+    assert [row.test for row in bench.rows] == ["pp1000"]
+    assert [each.test for each in bench.failures] == ["pp1000", "tg8"]
+    assert bench.failures[1].why == "not run, since the engine is gone"
+
+
 def test_a_full_disk_costs_no_number(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -198,6 +245,29 @@ def test_tests_that_make_no_sense_start_nothing(world: World) -> None:
     with pytest.raises(WrongUsage):
         world.run(small(), small(n_prompt=(0,), n_gen=(0,)))
     assert (world.made, world.folder.exists()) == ([], False)
+
+
+def test_a_server_s_prompts_differ_from_run_to_run(world: World) -> None:
+    """Its prefix cache would answer those of the run before; an engine of one's own has none."""
+    served = {"backend": "openai-url", "model": "", "url": "http://127.0.0.1:8000", "n_gen": ()}
+    drawn = {}
+    for name, given in {"served": served, "seeded": {**served, "seed": 7}, "own": {}}.items():
+        benches = [world.run(small(**given)) for _ in range(2)]
+        prompts = [backend.calls[0][0] for backend in world.made[-2:]]
+        seeds = [bench.models[0].options["seed"] for bench in benches]
+        assert len({str(each) for each in prompts}) == len(set(seeds))
+        drawn[name] = seeds
+    assert drawn["seeded"] == [7, 7]
+    assert drawn["own"] == [0, 0]
+    assert len({*drawn["served"], 0}) == 3
+
+
+def test_a_server_is_neither_started_nor_ended(world: World) -> None:
+    world.run(
+        small(backend="openai-url", model="", url="http://h:1", n_gen=(), name="mine", power_s=0.0)
+    )
+    assert world.said[0] == "mine: asking http://h:1"
+    assert not any("ending" in line for line in world.said)
 
 
 def test_what_is_told_on_the_way(world: World) -> None:

@@ -21,7 +21,6 @@ from fake_mocks import LATE_TOOLS, OutOfMemoryError, group_of
 from opkit.collect.work import Fault, Row
 from opkit.collect.workers.faults import describe, disk_full, fault_of
 from opkit.collect.workers.pool import RunOptions, run_groups
-from opkit.collect.workers.post_mortem import how_it_ended, last_words
 from opkit.collect.workers.tally import Outcome
 from opkit.errors import BadInput, RunFailed
 
@@ -361,30 +360,6 @@ def test_an_error_is_described() -> None:
     assert describe(ValueError()) == "ValueError: no message"
     assert describe(BadInput("needs 9 blocks")) == "needs 9 blocks"
     assert len(describe(ValueError("x" * 10_000))) == 300
-
-
-def test_last_words_are_where_it_was_hit(tmp_path: Path) -> None:
-    log = tmp_path / "x.log"
-    log.write_text("loading\n\nstep 1\rstep 2\n")
-    assert last_words(log) == "loading | step 1 | step 2"
-    dump = "Fatal Python error: Aborted\n\nCurrent thread 0x1 (most recent call first):\n"
-    log.write_text("loading\n" * 9 + dump + "".join(f"  File {n}\n" for n in range(20)))
-    assert last_words(log).startswith("Fatal Python error: Aborted | Current thread")
-    assert last_words(log).endswith("File 2")
-    assert "cannot be read" in last_words(tmp_path / "none")
-
-
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [
-        (-11, "was ended by SIGSEGV"),
-        (-60, "was ended by signal 60"),
-        (3, "ended with code 3"),
-        (None, "does not end"),
-    ],
-)
-def test_an_end_has_a_name(code: int | None, said: str) -> None:
-    assert how_it_ended(code) == said
 
 
 def test_options_of_a_run_reach_it(field: Field) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import sysconfig
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +202,69 @@ def test_an_import_that_crashes_tells_how_far_it_came(tmp_path: Path) -> None:
     assert tried.problem == "it ended before all were imported"
 
 
+def answers(argv: Sequence[str]) -> Ran:
+    """What a process of imports says when all goes well."""
+    at = next(n for n, word in enumerate(argv) if word in ("vllm", "torch"))
+    said = [json.dumps({"opkit_import": op, "error": ""}) for op in argv[at + 1 :]]
+    return Ran(0, "\n".join(said) + "\n", seconds={"vllm": 22.0, "torch": 8.2}[argv[at]])
+
+
+def test_backends_are_imported_at_the_same_time(tmp_path: Path) -> None:
+    """Neither ends before the other has begun; what is found stands in the order asked."""
+    both, say = threading.Barrier(2, timeout=30), list[str]()
+    torch_done = threading.Event()
+
+    def run(argv: Sequence[str], _limit_s: float, _env: Mapping[str, str]) -> Ran:
+        both.wait()
+        if "vllm" in argv:
+            assert torch_done.wait(30)
+        return answers(argv)
+
+    def told(message: str) -> None:
+        say.append(message)
+        if len(say) == 2:
+            torch_done.set()
+
+    machine = made_machine(tmp_path, run=run)
+    found = try_imports(machine, "python3", ("vllm", "torch"), told)
+    assert [(each.backend, each.seconds) for each in found] == [("vllm", 22.0), ("torch", 8.2)]
+    assert all(each.ops and not each.problem for each in found)
+    assert say == [
+        "importing opkit's mocks for vllm, torch at the same time",
+        "importing opkit's mocks for vllm; done: torch",
+    ]
+
+
+def test_ctrl_c_ends_every_import(tmp_path: Path) -> None:
+    """Each is a session of its own, which no signal of the terminal reaches."""
+    (tmp_path / "opkit" / "doctor").mkdir(parents=True)
+    begun = [tmp_path / f"begun-{name}" for name in ("vllm", "torch")]
+    sleeper = tmp_path / "python"
+    sleeper.write_text(
+        f"#!/bin/sh\ncase \"$*\" in *vllm*) echo $$ >{begun[0]};; *) echo $$ >{begun[1]};; esac\n"
+        "exec sleep 600\n"
+    )
+    sleeper.chmod(0o755)
+
+    def hit(_message: str) -> None:
+        until = time.monotonic() + 30
+        while not all(path.is_file() and path.read_text() for path in begun):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    machine = made_machine(tmp_path, run=run_program)
+    with pytest.raises(KeyboardInterrupt):
+        try_imports(machine, str(sleeper), ("vllm", "torch"), hit)
+    for path in begun:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)
+
+
+def test_nothing_to_import(tmp_path: Path) -> None:
+    assert try_imports(made_machine(tmp_path), "python3", (), pytest.fail) == ()
+
+
 def cache(**changes: Any) -> Cache:
     disk: dict[str, Any] = {
         "path": "/home/me/.cache/x", "looked_at": "/home/me/.cache/x", "writable": True,
@@ -210,6 +277,8 @@ def cache(**changes: Any) -> Cache:
 
 CACHES = [
     (cache(size=3 * 2**20), OK, "3.0 MiB (ext4)"),
+    (cache(size=0), OK, "/home/me/.cache/x, empty (ext4)"),
+    (cache(size=3000), OK, "2.9 KiB (ext4)"),
     (cache(size=3 * GIB, cut=True), OK, "over 3.0 GiB"),
     (cache(there=False), OK, "not there yet: the first start compiles"),
     (cache(writable=False), WARN, "compiled at every start"),

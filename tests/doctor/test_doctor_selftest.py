@@ -19,8 +19,8 @@ from made_machine import made_machine
 from profile_bench import REAL_NSYS, needs_nsys
 
 from opkit.doctor import selftest, selftest_child
-from opkit.doctor.machine import Machine, Ran, run_program
-from opkit.doctor.selftest import KERNEL, MARK, RANGE, end_marked, read_export, run_selftest
+from opkit.doctor.machine import MARK, Machine, Ran, end_marked, run_program
+from opkit.doctor.selftest import KERNEL, RANGE, read_export, run_selftest
 
 TABLES = {
     "StringIds": "id INTEGER, value TEXT",

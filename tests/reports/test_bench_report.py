@@ -10,7 +10,7 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
-from opkit.bench.result import Bench, Failure, Row
+from opkit.bench.result import Bench, Context, Failure, Row
 from opkit.reports.bench import render_bench
 
 PROMPT = Row(
@@ -43,10 +43,10 @@ def test_the_table() -> None:
     assert (
         render_bench(bench(PROMPT, BARE), "md")
         == """\
-| model    | backend     | test  |              tokens/s |       TTFT ms | ITL ms | power W | J/token | °C | clock MHz |
-| -------- | ----------- | ----- | --------------------: | ------------: | -----: | ------: | ------: | -: | --------: |
-| qwen3-4l | vllm 0.24.0 | pp512 | 102,441.00 ± 2,897.50 | 4.950 ± 0.100 |      – |   612.3 |  0.0060 | 48 |     1,965 |
-| qwen3-4l | vllm 0.24.0 | tg8   |                700.50 |             – |  1.420 |       – |       – |  – |         – |
+| model    | backend     | test  |              tokens/s |       TTFT ms | ITL ms | power W | J/token | max °C | clock MHz |
+| -------- | ----------- | ----- | --------------------: | ------------: | -----: | ------: | ------: | -----: | --------: |
+| qwen3-4l | vllm 0.24.0 | pp512 | 102,441.00 ± 2,897.50 | 4.950 ± 0.100 |      – |   612.3 |  0.0060 |     48 |     1,965 |
+| qwen3-4l | vllm 0.24.0 | tg8   |                700.50 |             – |  1.420 |       – |       – |      – |         – |
 
 GPU: NVIDIA H100 80GB HBM3.  
 Power: whole board of GPU 0, by energy counter.  
@@ -54,6 +54,23 @@ tg8: the engine did not tell when the first token was there.
 pp512: clocks lowered by SwPowerCap.  
 """
     )
+
+
+def test_a_server_is_named_before_its_version() -> None:
+    """Of two servers of one model each by its own name."""
+    rows = [
+        replace(BARE, backend="openai-url", engine_version=version)
+        for version in ("0.24.0", "0.5.14")
+    ]
+    found = bench(*rows)
+    found.models = [
+        Context(row.model, row.backend, row.engine_version, "", {"owned_by": name}, {}, {})
+        for row, name in zip(rows, ("vllm", "sglang"), strict=True)
+    ]
+    text = render_bench(found, "md")
+    assert re.findall(r"openai-url [^|]*[^| ]", text) == [
+        "openai-url vllm 0.24.0", "openai-url sglang 0.5.14",
+    ]  # fmt: skip
 
 
 def test_no_power_is_said() -> None:
@@ -105,6 +122,7 @@ def test_csv_has_every_key() -> None:
     assert list(first) == [field.name for field in fields(Row)]
     assert json.loads(first["samples_ns"]) == [4_900_000, 5_100_000]
     assert (first["watts"], second["watts"]) == ("612.34", "")
+    assert json.loads(first["interrupted"]) is False
 
 
 def test_every_key_is_defined_in_the_documents() -> None:

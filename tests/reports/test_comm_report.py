@@ -188,7 +188,7 @@ def test_the_plan(width: int) -> None:
     console = Console(file=screen, width=width, color_system=None)
     print_comm_plan(plan_comm(options), console)
     lines = [line.rstrip() for line in screen.getvalue().split("\n")]
-    assert lines[2].startswith("gloo          2  all_reduce, all_gather")
+    assert lines[2].startswith("gloo          2  all_reduce, all_gath")
     assert lines[3].startswith("gloo          3  ")
     assert lines[3].endswith("512 B to 2 KiB     24")
     assert lines[4].startswith("48 cases in 2 sets of ranks, roughly ")

@@ -25,6 +25,8 @@ from opkit.layers.manifest import Answer
 
 _POLL_S = 0.2
 _TELL_EVERY_S = 5.0
+_REPEAT_EVERY_S = 60.0  # what has not changed is said again
+_SHOWN = 100  # characters of the server's last line
 # Added to the seed of prompts that are not recorded: no prefix cache may know those that are.
 _OTHER_SEED = 1_000_003
 _SENDING = {Purpose.WARM_UP: "warm-up", Purpose.PRIME: "prime the window:", Purpose.RECORD: "wave"}
@@ -106,6 +108,14 @@ def _check_fresh(plan: ProfilePlan, began: float, launch: Launch) -> None:
         raise launch.failure(f"nsys left no usable report: {'; '.join(wrong)}", plan.missing)
 
 
+def _starting(launch: Launch, status: int) -> str:
+    """What a server that is not ready does: its answer, or without one the last line of its log."""
+    if status:
+        return f" (it answers {status})"
+    said = launch.tail(1).strip()
+    return f": {said[:_SHOWN]}{'…' if len(said) > _SHOWN else ''}" if said else " (it is silent)"
+
+
 class _Performer:
     """The steps after the start, and what they share."""
 
@@ -151,8 +161,8 @@ class _Performer:
         return self._client
 
     def _ready(self, url: str, limit_s: float, launch: Launch) -> None:
-        began = time.monotonic()
-        told = began - _TELL_EVERY_S
+        began = told = time.monotonic()
+        said = ""
         while True:
             _alive(launch, "before it was ready")
             status, reason = self._the_client().health()
@@ -163,9 +173,10 @@ class _Performer:
                 raise launch.failure(
                     f"the server was not ready after {limit_s:.0f} s: GET {url}: {status or reason}"
                 )
-            if time.monotonic() - told >= _TELL_EVERY_S:
-                told = time.monotonic()
-                self._progress(f"waiting for {url} ({status or reason})")
+            now, state = time.monotonic(), _starting(launch, status)
+            if not said or now - told >= (_TELL_EVERY_S if state != said else _REPEAT_EVERY_S):
+                told, said = now, state
+                self._progress(f"waiting for {url}{state}")
             time.sleep(_POLL_S)
         self._progress(f"the server was ready after {waited:.1f} s")
         try:

@@ -24,9 +24,11 @@ from uuid import uuid4
 
 from opkit.align.profile.plan import Command
 from opkit.errors import RunFailed, ToolMissing
+from opkit.post_mortem import points_elsewhere, root_cause
 
 COOKIE = "OPKIT_LAUNCH"
 LOG_TAIL_LINES = 20
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _POLL_S = 0.1
 Progress = Callable[[str], None]
 
@@ -194,13 +196,19 @@ class Launch:
             return ""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - 64 * 1024))
-            text = file.read().decode(errors="replace")
+            text = _COLOUR.sub("", file.read().decode(errors="replace"))
         kept = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
         return "\n".join(kept[-lines:])
 
     def failure(self, message: str, advice: str = "") -> RunFailed:
-        """A :class:`RunFailed` that shows the end of the log, after ``advice``."""
+        """A :class:`RunFailed` that names the cause and shows the end of the log, after ``advice``.
+
+        The cause is the log's, where the command has ended or ``message`` says that it is there.
+        """
         tail = self.tail()
+        if self.ended() is not None or points_elsewhere(message):
+            cause = root_cause(self.log)
+            message += f": {cause}" if cause and cause not in message else ""
         log = f"last lines of {self.log}:\n{tail}" if tail else f"{self.log} is empty"
         return RunFailed(message, f"{advice}\n{log}" if advice else log)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from opkit.bench.backends.backend import Reply, Served, Turn
-from opkit.bench.backends.cause import last_word, points_elsewhere, root_cause
 from opkit.errors import RunFailed, ToolMissing
+from opkit.post_mortem import how_it_ended, last_words, points_elsewhere, root_cause
 
 WORKER = Path(__file__).parents[1] / "inside" / "worker.py"
 _POLL_S = 0.2  # between looks at whether the process lives
@@ -210,11 +210,10 @@ class Child:
 
     def _died(self, what: str) -> str:
         code = self._process.wait() if self._process is not None else None
-        how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
         # Killed by a signal, what it raised before is not why.
         cause = "" if code and code < 0 else root_cause(self._log, self._log_from)
-        said = cause or last_word(self._log, self._log_from)
-        return f"{what}: the process ended {how}" + (f" ({said})" if said else "")
+        said = cause or last_words(self._log, self._log_from)
+        return f"{what}: the process {how_it_ended(code)}" + (f" ({said})" if said else "")
 
 
 def _reply(told: Mapping[str, Any]) -> Reply:

@@ -76,6 +76,11 @@ def reply(answer: Any, began: int, ended: int) -> dict[str, Any]:
     return told
 
 
+def _name(mode: Any) -> str:
+    """An enum's member by its name alone."""
+    return str(getattr(mode, "name", mode))
+
+
 def facts(config: Any) -> dict[str, Any]:
     """What a number depends on beside the model, from a ``VllmConfig``."""
     torch = importlib.import_module("torch")
@@ -87,6 +92,8 @@ def facts(config: Any) -> dict[str, Any]:
         "kv_cache_dtype": str(config.cache_config.cache_dtype),
         "load_format": str(config.load_config.load_format),
         "enforce_eager": bool(config.model_config.enforce_eager),
+        "compilation_mode": _name(config.compilation_config.mode),
+        "cudagraph_mode": _name(config.compilation_config.cudagraph_mode),
         "torch": str(torch.__version__),
         "cuda": str(torch.version.cuda),
     }

@@ -153,13 +153,6 @@ def _kill(how: Callable[[int, int], None], number: int) -> None:
         return
 
 
-def how_it_ended(code: int) -> str:
-    """An exit code in words; -n: by signal n."""
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with code {code}"
-
-
 def default_launcher(python: str, logs: Path, device: str, mpirun: bool) -> Launcher:
     """Ranks of ``python`` (by default this one) with all that they need set."""
     return Launcher(

@@ -18,12 +18,11 @@ from opkit.collect.comm.plan import World
 from opkit.collect.comm.processes import (
     Launcher,
     Ranks,
-    how_it_ended,
     listening,
 )
 from opkit.collect.measurement import Timing
 from opkit.collect.work import Fault
-from opkit.collect.workers.post_mortem import last_words
+from opkit.post_mortem import how_it_ended, last_words
 
 POLL_S = 0.2
 # A rank's fault may be another's death seen from its side: whose death shows within this time.

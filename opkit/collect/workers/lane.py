@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opkit.collect.work import Fault, Group, Row, Task, row_from_json
-from opkit.collect.workers.post_mortem import how_it_ended, last_words
 from opkit.collect.workers.worker import STANDARD_TOOLS, Settings, build_command, measure_command
 from opkit.errors import RunFailed
 from opkit.layers.interpreter import module_command
 from opkit.layers.manifest import Manifest, manifest_from_json
+from opkit.post_mortem import how_it_ended, last_words
 
 _POLL_S = 0.2  # how often it is seen whether a worker still lives, and whether it still should
 _REAP_S = 30.0  # after SIGKILL; only a process that hangs in the kernel takes longer

@@ -7,16 +7,21 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from opkit.doctor.facts.host import Folder, look_at
-from opkit.doctor.machine import Machine
+from opkit.doctor.machine import MARK, Machine, end_marked
 from opkit.layers.interpreter import module_command
 from opkit.layers.registry import OPS, mock_backends
 
 ASK_LIMIT_S = 60.0
-IMPORT_LIMIT_S = 120.0  # of one backend; vLLM's first import on a cold disk takes over a minute
+# Of one backend; vLLM's first import on a cold disk takes over a minute, and others run beside it.
+IMPORT_LIMIT_S = 180.0
+_END_S = 0.1  # between looks for imports that are to end
+_TOGETHER = " at the same time"
 WALK_LIMIT_S = 0.3  # to add up one cache
 # package → backend; the others are told because a backend's kernels come from them
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm", "torch": "torch"}
@@ -141,19 +146,40 @@ def gather_frameworks(machine: Machine, python: str, *, caches: bool = True) -> 
 def try_imports(
     machine: Machine, python: str, backends: Sequence[str], say: Callable[[str], None]
 ) -> tuple[Imported, ...]:
-    """Import opkit's mocks for each backend, each in a process of its own.
+    """Import opkit's mocks for each backend, each in a process of its own, all at the same time.
 
     Args:
-        say: told what is being imported, as it may take long.
+        say: told what is still being imported, as it may take long.
+
+    Returns:
+        One a backend, in their order.
     """
-    done = []
-    for backend in backends:
+    if not backends:
+        return ()
+    mark = uuid4().hex
+
+    def one(backend: str) -> Imported:
         ops = [op.name for op in OPS.values() if backend in mock_backends(op)]
-        say(f"importing opkit's mocks for {backend}")
         command = [*module_command(python, "opkit.doctor.imports"), backend, *ops]
-        ran = machine.run(command, IMPORT_LIMIT_S, {})
-        done.append(_imported(backend, ops, ran.out, "" if ran.ok() else ran.why(), ran.seconds))
-    return tuple(done)
+        ran = machine.run(command, IMPORT_LIMIT_S, {MARK: mark})
+        return _imported(backend, ops, ran.out, "" if ran.ok() else ran.why(), ran.seconds)
+
+    with ThreadPoolExecutor(len(backends), thread_name_prefix="opkit import") as pool:
+        tries = {pool.submit(one, backend): backend for backend in backends}
+        try:
+            say(f"importing opkit's mocks for {', '.join(backends)}{_TOGETHER * (len(tries) > 1)}")
+            for _ in as_completed(tries):
+                left = [backend for tried, backend in tries.items() if not tried.done()]
+                done = [backend for backend in backends if backend not in left]
+                if left:
+                    say(f"importing opkit's mocks for {', '.join(left)}; done: {', '.join(done)}")
+        except BaseException:  # Ctrl-C: nothing of the terminal's reaches these processes
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(tried.done() for tried in tries):
+                end_marked(mark)
+                wait(tries, _END_S)
+            raise
+        return tuple(tried.result() for tried in tries)
 
 
 def _imported(backend: str, ops: list[str], out: str, problem: str, seconds: float) -> Imported:

@@ -165,4 +165,9 @@ def _cache(cache: Cache) -> Finding:
 
 
 def _size(number: int) -> str:
-    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / MIB:,.1f} MiB"
+    if not number:
+        return "empty"
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB")):
+        if number >= unit:
+            return f"{number / unit:,.1f} {name}"
+    return f"{number / 1024:,.1f} KiB"

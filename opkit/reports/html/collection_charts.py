@@ -52,29 +52,25 @@ def curves(name: str, group: CurveGroup, table: TableDesk, title: str) -> Markup
         title: what the chart shows, for who cannot see it.
     """
     layout = table.layout
-    told = f"{title}: latency against {_axis(layout)}"
-    chart, axes = _panels(name, group.panels, told, (_axis(layout), "ms"))
+    told = f"{title}: latency against {axis(layout.x)}"
+    chart, axes = small_multiples(
+        name, [panel.name for panel in group.panels], told, (axis(layout.x), "ms")
+    )
     for panel, ax in zip(group.panels, axes, strict=True):
         _curve(chart, ax, panel, table)
-    _scales(axes, [mark.x for panel in group.panels for mark in panel.marks])
-    floor = min(mark.point.spread.least for panel in group.panels for mark in panel.marks) / BELOW
-    for ax in axes:
-        ax.set_yscale("log")
-        low, high = ax.get_ylim()
-        low = max(low, floor)
-        ax.set_ylim(low, high)
-        subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
-        ax.yaxis.set_major_locator(LogLocator(subs=subs))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_locator(NullLocator())
-    return _short(chart.svg())
+    scales(axes, [mark.x for panel in group.panels for mark in panel.marks])
+    least = min(mark.point.spread.least for panel in group.panels for mark in panel.marks)
+    logarithmic(axes, least / BELOW)
+    return shortened(chart.svg())
 
 
 def power(name: str, group: CurveGroup, layout: Layout, title: str) -> Markup:
     """Watts of a group's points, on common axes; panels without power are left out."""
     panels = [panel for panel in group.panels if any(m.point.measured.power for m in panel.marks)]
-    told = f"{title}: power against {_axis(layout)}"
-    chart, axes = _panels(name, panels, told, (_axis(layout), "W"))
+    told = f"{title}: power against {axis(layout.x)}"
+    chart, axes = small_multiples(
+        name, [panel.name for panel in panels], told, (axis(layout.x), "W")
+    )
     for panel, ax in zip(panels, axes, strict=True):
         marks = [mark for mark in panel.marks if mark.point.measured.power]
         watts = [mark.point.measured.power.watts for mark in marks if mark.point.measured.power]
@@ -84,8 +80,8 @@ def power(name: str, group: CurveGroup, layout: Layout, title: str) -> Markup:
                   if mark.point.measured.power]  # fmt: skip
         ax.plot(_places(marks), limits, "--", color=QUIET, linewidth=1.1)
         ax.set_ylim(bottom=0)
-    _scales(axes, [mark.x for panel in panels for mark in panel.marks])
-    return _short(chart.svg())
+    scales(axes, [mark.x for panel in panels for mark in panel.marks])
+    return shortened(chart.svg())
 
 
 def clocks(desk: Desk) -> Markup:
@@ -147,17 +143,17 @@ def tip(mark: Mark, panel: Panel, layout: Layout) -> str:
     return "\n".join(lines)
 
 
-def _panels(
-    name: str, panels: Sequence[Panel], label: str, units: tuple[str, str]
+def small_multiples(
+    name: str, titles: Sequence[str], label: str, units: tuple[str, str]
 ) -> tuple[Chart, list[Axes]]:
     """A chart with axes for each panel, in rows of three to five; the rest stay empty.
 
     Args:
         name, label: of the chart.
-        panels: at least one.
+        titles: of the panels, at least one.
         units: what stands along x and y.
     """
-    count = len(panels)
+    count = len(titles)
     # Few rows first, then few empty places.
     rows, _, columns = min((math.ceil(count / n), -count % n, n) for n in (3, 4, 5))
     columns = min(columns, count)
@@ -178,8 +174,8 @@ def _panels(
         chart.panels[place].set_visible(False)
         # The one above shows the numbers that this one would have had.
         chart.panels[place - columns].tick_params(labelbottom=True)
-    for panel, ax in zip(panels, chart.panels, strict=False):
-        ax.set_title(panel.name, y=1.0, pad=3, loc="left", fontsize=11)
+    for title, ax in zip(titles, chart.panels, strict=False):
+        ax.set_title(title, y=1.0, pad=3, loc="left", fontsize=11)
     return chart, chart.panels[:count]
 
 
@@ -220,7 +216,7 @@ def _curve(chart: Chart, ax: Axes, panel: Panel, table: TableDesk) -> None:
         ax.vlines(changes, 0, 0.07, color=TEXT, linewidth=1.2, transform=ax.get_xaxis_transform())
 
 
-def _short(svg: Markup) -> Markup:
+def shortened(svg: Markup) -> Markup:
     """The chart with its most frequent styles as classes."""
 
     def tag(found: re.Match[str]) -> str:
@@ -242,7 +238,20 @@ def _places(marks: Sequence[Mark]) -> list[float]:
             for place, mark in enumerate(marks)]  # fmt: skip
 
 
-def _scales(axes: Sequence[Axes], values: Sequence[Value]) -> None:
+def logarithmic(axes: Sequence[Axes], floor: float) -> None:
+    """Logarithmic in y, from ``floor`` on."""
+    for ax in axes:
+        ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        low = max(low, floor)
+        ax.set_ylim(low, high)
+        subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+        ax.yaxis.set_major_locator(LogLocator(subs=subs))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
+def scales(axes: Sequence[Axes], values: Sequence[Value]) -> None:
     """Logarithmic in x where values spread, with powers of two as ticks; else the values."""
     known = sorted({float(value) for value in values if not isinstance(value, str)})
     spread = len(known) > 1 and known[-1] >= 4 * max(known[0], 1.0)
@@ -267,8 +276,9 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return [2.0**power for power in range(low, high + 1, step)]
 
 
-def _axis(layout: Layout) -> str:
-    return AXES.get(layout.x, layout.x)
+def axis(x: str) -> str:
+    """What stands along x, in words."""
+    return AXES.get(x, x)
 
 
 def _place(mark: Mark, panel: Panel, layout: Layout) -> str:

@@ -1,11 +1,11 @@
 """A serving engine as the runner sees one. FAKE_SERVER chooses how it behaves, comma-separated.
 
-die: ends at once · never: never healthy · refuse: completions answer 500 · short: one token too
-few · slow: completions take a minute · unhurried: they take a quarter of a second · stubborn:
-ignores SIGINT and SIGTERM · worker: has a child process in a session of its own · nolabels: knows
-no /start_profile · norpc: knows no /collective_rpc · nomodule: has no module of the layer to
-capture · slowrpc: takes a minute to begin capturing · nothing: captures no inputs · forgets: writes
-no capture.
+die: ends at once · raise: by an exception · never: never healthy · refuse: completions answer 500 ·
+short: one token too few · slow: completions take a minute · unhurried: they take a quarter of a
+second · stubborn: ignores SIGINT and SIGTERM · worker: has a child process in a session of its own
+· nolabels: knows no /start_profile · norpc: knows no /collective_rpc · nomodule: has no module of
+the layer to capture · slowrpc: takes a minute to begin capturing · nothing: captures no inputs ·
+forgets: writes no capture.
 
 FAKE_ENVIRONMENT: the file to which it writes its arguments and variables.
 """
@@ -110,6 +110,9 @@ if "FAKE_ENVIRONMENT" in os.environ:
     Path(os.environ["FAKE_ENVIRONMENT"]).write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
 if "die" in HOW:
     sys.exit("RuntimeError: CUDA out of memory")
+if "raise" in HOW:
+    print("\x1b[31mloading weights\x1b[0m", flush=True)
+    raise ValueError("no valid attention backend for head_size 7")
 if "stubborn" in HOW:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -20,6 +20,9 @@ from profile_bench import PATIENT, VOCAB, Bench, marked, needs_nsys, script
 
 import opkit
 from opkit.align.profile.e2e import Collect, E2ERequest, Mode, plan_e2e, run_e2e
+from opkit.align.profile.perform import _starting
+from opkit.align.profile.plan import Command
+from opkit.align.profile.process import Launch
 from opkit.errors import BadInput, RunFailed, ToolMissing
 from opkit.layers.manifest import Answer, Manifest, Wave, manifest_from_json, sidecar_of
 from opkit.layers.prompts import prompt_tokens
@@ -123,15 +126,44 @@ def test_server_that_dies_shows_its_log(bench: Bench, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("fake_nsys")
+def test_server_that_dies_names_the_cause_in_one_sentence(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SERVER", "raise")
+    cause = r"ended with code 1 \(.*\): ValueError: no valid attention backend for head_size 7"
+    with pytest.raises(RunFailed, match=cause) as caught:
+        run(request_for(bench))
+    assert "\nloading weights\n" in (caught.value.hint or "")  # without the colours
+
+
+@pytest.mark.usefixtures("fake_nsys")
 def test_server_that_is_never_ready_meets_the_limit(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_SERVER", "never,worker")
+    said: list[str] = []
     with pytest.raises(
         RunFailed, match=r"not ready after [01] s: GET http://.*/health: 503"
     ) as caught:
-        run(request_for(bench, ready_limit_s=0.5))
+        run(request_for(bench, ready_limit_s=0.5), said)
     assert "engine starting" in (caught.value.hint or "")
+    waited = [line for line in said if line.startswith("waiting for http")]
+    assert 1 <= len(waited) <= 2  # not one line a poll
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "state"),
+    [
+        (503, "engine starting", " (it answers 503)"),
+        (0, "", " (it is silent)"),
+        (0, "old\nLoading weights: 20 %\rLoading weights: 40 %", ": Loading weights: 40 %"),
+        (0, "\x1b[36mINFO\x1b[0m " + "x" * 200, ": INFO " + "x" * 95 + "…"),
+    ],
+)
+def test_a_server_that_starts_is_heard(tmp_path: Path, status: int, log: str, state: str) -> None:
+    launch = Launch(Command(("true",), "serve"), tmp_path / "e2e.log", None, ())
+    launch.log.write_text(log)
+    assert _starting(launch, status) == state
 
 
 @pytest.mark.usefixtures("fake_nsys")

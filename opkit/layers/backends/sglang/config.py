@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.server_args import ServerArgs
@@ -60,7 +61,8 @@ def loads_checkpoint(plan: Plan, flags: argparse.Namespace) -> bool:
 
     A rank's share of a checkpoint is not cut out: with several ranks the mock draws its weights.
     """
-    return bool(flags.load_format != "dummy" and plan.tp_size == 1)
+    there = bool(plan.model) and any(Path(plan.model).glob("*.safetensors"))
+    return bool(flags.load_format != "dummy" and plan.tp_size == 1 and there)
 
 
 def raise_limits(plan: Plan, flags: argparse.Namespace) -> None:

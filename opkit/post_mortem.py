@@ -1,4 +1,4 @@
-"""Why an engine failed, by its log: the deepest cause, not what its front says of it.
+"""What a process died of, by its exit code and its log: the deepest cause, or what it said last.
 
 vLLM's front only says that its engine's process failed, "see root cause above" (0.24.0,
 ``v1/engine/utils.py``, ``v1/engine/exceptions.py``, ``v1/executor/multiproc_executor.py``). The
@@ -9,12 +9,14 @@ cause is a traceback of that process, or of one of its workers, under a prefix o
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _READ = 1 << 20  # bytes of the log's end that are looked at; a traceback takes about 10,000
-_SHOWN = 300  # characters of a cause that are shown
+_SHOWN = 300  # characters of a cause, or of a line, that are shown
+_LAST = 5  # lines that are shown of what was said last
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _PROCESS = re.compile(r"\((\w[^()]*? pid=\d+)\) ?")
 _LOGGED = re.compile(r"[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?")
@@ -24,7 +26,9 @@ _FATAL = re.compile(r"(failed to start|encountered a fatal error|hit an exceptio
 _ELSEWHERE = re.compile(r"[Ss]ee (root cause|stack trace)|stack trace above|^\w+: Executor failed")
 _DIRECT = "The above exception was the direct cause"
 _HANDLING = "During handling of the above exception"
-_NAMED = re.compile(r"\b\w*(Error|Exception)\b: |^Fatal Python error: |^\s*what\(\): ")
+_NAMED = re.compile(r"\b\w*(Error|Exception)\b: |^\s*what\(\): ")
+# What faulthandler writes when the process is hit, before the frames, innermost first.
+_DUMP = re.compile(r"^(Fatal Python error: .*|.*\(most recent call first\):)$")
 
 
 @dataclass
@@ -35,6 +39,18 @@ class _Raised:
     text: str
     where: str
     fatal: bool
+
+
+def how_it_ended(code: int | None) -> str:
+    """The end of a process, from its code as :mod:`subprocess` gives it; None: it lives."""
+    if code is None:
+        return "does not end"
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
 
 
 def points_elsewhere(error: str) -> bool:
@@ -56,7 +72,11 @@ def root_cause(log: Path, start: int = 0) -> str:
     Returns:
         Empty when the log holds no exception that tells.
     """
-    raised = [each for lines in _by_process(_text(log, start)) for each in _raised(lines)]
+    try:
+        text = _text(log, start)
+    except OSError:
+        return ""
+    raised = [each for lines in _by_process(text) for each in _raised(lines)]
     raised.sort(key=lambda each: each.line)
     told = [each for each in raised if not points_elsewhere(each.text)]
     fatal = [each for each in told if each.fatal]
@@ -66,22 +86,38 @@ def root_cause(log: Path, start: int = 0) -> str:
     return cause.text[:_SHOWN] + (f" (in {cause.where})" if cause.where else "")
 
 
-def last_word(log: Path, start: int = 0) -> str:
-    """The last line of a log that names an error, else its last line; without prefixes."""
-    found = [(line, text) for lines in _by_process(_text(log, start)) for line, text in lines]
-    lines = [text.strip() for _, text in sorted(found) if text.strip()]
-    named = [line for line in lines if _NAMED.search(line)]
-    return (named or lines or [""])[-1][:_SHOWN]
+def last_words(log: Path, start: int = 0) -> str:
+    """What a dead process wrote last: where it stood when it was hit, else its last lines.
+
+    Before the last lines stands the last one that names an error, if it is none of them: a long
+    list of C++ frames may follow it.
+
+    Args:
+        log, start: as for :func:`root_cause`.
+
+    Returns:
+        Up to six lines without prefixes, between bars; that the log cannot be read, if so.
+    """
+    try:
+        text = _text(log, start)
+    except OSError as error:
+        return f"its log cannot be read ({error.strerror})"
+    found = sorted(line for of_process in _by_process(text) for line in of_process)
+    lines = [line.strip()[:_SHOWN] for _, line in found if line.strip()]
+    hits = [at for at, line in enumerate(lines) if _DUMP.match(line)]
+    if hits:
+        return " | ".join(lines[hits[0] : hits[0] + _LAST])
+    named = [line for line in lines[:-_LAST] if _NAMED.search(line)]
+    last = lines[-_LAST:]
+    before = [] if any(_NAMED.search(line) for line in last) else named[-1:]
+    return " | ".join(before + last)
 
 
 def _text(log: Path, start: int) -> str:
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(start, size - _READ))
-            return _COLOUR.sub("", file.read().decode(errors="replace"))
-    except OSError:
-        return ""
+    with log.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(start, size - _READ))
+        return _COLOUR.sub("", file.read().decode(errors="replace"))
 
 
 def _by_process(text: str) -> Iterable[list[tuple[int, str]]]:

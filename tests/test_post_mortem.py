@@ -1,4 +1,4 @@
-"""Why an engine failed, from its log."""
+"""What a process died of, from its exit code and its log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opkit.bench.backends.cause import last_word, points_elsewhere, root_cause
+from opkit.post_mortem import how_it_ended, last_words, points_elsewhere, root_cause
 
 # The end of a real engine.log (vLLM 0.24.0 on an H100, 2026-11-21): the caller's shell had exported
 # a variable CC that named no program, so Triton could not build. Most frames are left out, and
@@ -89,7 +89,7 @@ def test_chains(tmp_path: Path, link: str, cause: str) -> None:
 def test_a_line_that_only_mentions_an_error_is_no_cause(tmp_path: Path) -> None:
     text = 'Traceback (most recent call last):\n  File "/a.py", line 1, in a\n    raise Error('
     assert root_cause(log(tmp_path, text)) == ""
-    assert root_cause(tmp_path / "none") == last_word(tmp_path / "none") == ""
+    assert root_cause(tmp_path / "none") == ""
 
 
 def test_pydantic_s_first_line_says_nothing(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_another_engine_s_part_of_the_log_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as more:
         more.write("(EngineCore pid=9) INFO 11-21 23:37:09 [core.py:1] starting\nKilled\n")
     assert root_cause(path, start) == ""
-    assert last_word(path, start) == "Killed"
+    assert last_words(path, start) == "starting | Killed"
 
 
 def test_colours_and_progress_bars_are_no_hindrance(tmp_path: Path) -> None:
@@ -118,3 +118,43 @@ def test_colours_and_progress_bars_are_no_hindrance(tmp_path: Path) -> None:
         "\x1b[36m(EngineCore pid=7)\x1b[0m MemoryError\n"
     )
     assert root_cause(log(tmp_path, text)) == "MemoryError (in a.py:1)"
+
+
+def test_last_words_are_where_it_was_hit(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("loading\n\nstep 1\rstep 2\n")
+    assert last_words(log) == "loading | step 1 | step 2"
+    dump = "Fatal Python error: Aborted\n\nCurrent thread 0x1 (most recent call first):\n"
+    log.write_text("loading\n" * 9 + dump + "".join(f"  File {n}\n" for n in range(20)))
+    assert last_words(log).startswith("Fatal Python error: Aborted | Current thread")
+    assert last_words(log).endswith("File 2")
+    assert "cannot be read" in last_words(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (-11, "was ended by SIGSEGV"),
+        (-60, "was ended by signal 60"),
+        (3, "ended with code 3"),
+        (None, "does not end"),
+    ],
+)
+def test_an_end_has_a_name(code: int | None, said: str) -> None:
+    assert how_it_ended(code) == said
+
+
+def test_what_frames_of_c_plus_plus_follow_is_not_lost(tmp_path: Path) -> None:
+    frames = "".join(f"frame #{n}: c10::something\n" for n in range(9))
+    said = "  what():  CUDA error: an illegal memory access was encountered\n"
+    found = last_words(log(tmp_path, f"RuntimeError: earlier\nterminate called\n{said}{frames}"))
+    assert found.split(" | ") == [
+        "what():  CUDA error: an illegal memory access was encountered",
+        *(f"frame #{n}: c10::something" for n in range(4, 9)),
+    ]
+
+
+def test_an_error_among_the_last_lines_stands_where_it_was(tmp_path: Path) -> None:
+    text = "ValueError: an old one\n" + "step\n" * 9 + "RuntimeError: died\nbye\n"
+    assert last_words(log(tmp_path, text)) == "step | step | step | RuntimeError: died | bye"
+    assert last_words(log(tmp_path, "")) == ""
