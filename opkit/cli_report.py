@@ -186,7 +186,7 @@ class Page:
 
     def write(self, left: Stored, right: Stored, text: str) -> None:
         """Write the page; into a folder, under both names."""
-        name = f"{Path(left.name).name}-{Path(right.name).name}.html"
+        name = f"{left.name}-{right.name}.html"
         path = self.path / name if self.path.is_dir() else self.path
         write_file(path, text, force=self.force)
 

@@ -293,7 +293,7 @@ def test_a_link_stays_a_link_and_a_pipe_is_written_into(opkit: Opkit, tmp_path: 
         (["--html", "x", "--json"], "--html, --markdown and --json exclude each other"),
         (["--markdown", "--json"], "--html, --markdown and --json exclude each other"),
         (["dsa", "--compare", "a", "b"], "--compare takes A and B, and nothing beside them"),
-        (["--compare", "a", "b", "--html", "x"], "--compare draws no page"),
+        (["--compare", "a", "b", "--html", "x", "--json"], "exclude each other"),
         (["--tolerance", "0.1"], "--tolerance is for --compare"),
         (["--shipped", "t.parquet"], "--shipped is for collections"),
         (["--compare", "dsa", "mla"], "different ops"),
@@ -322,6 +322,23 @@ def test_compare_tells_the_difference_and_exits_with_1(opkit: Opkit, ids: dict[s
     assert (data["schema"], data["differs"]) == ("opkit.compare/1", True)
 
 
+def test_a_comparison_is_a_page_too_and_exits_alike(
+    opkit: Opkit, ids: dict[str, str], tmp_path: Path
+) -> None:
+    names = (ids["failed"], ids["passed"])
+    ran = opkit("report", "--compare", *names, "--html", ".")
+    assert (ran.code, ran.out) == (1, "")
+    page = tmp_path / f"{names[0]}-{names[1]}.html"
+    assert ran.err.startswith(f"wrote {page.name} (")
+    text = page.read_text("utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert "≠ different" in text
+    again = opkit("report", "--compare", *names, "--html", page.name)
+    assert (again.code, again.complaint()) == (EXIT_BAD_INPUT, f"{page.name}: exists already")
+    assert opkit("report", "--compare", *names, "--html", page.name, "--force").code == 1
+    assert opkit("report", "--compare", *names, "--html", "-").out == text
+
+
 @pytest.mark.usefixtures("ids")
 def test_compare_of_two_like_runs_exits_with_0(opkit: Opkit, tmp_path: Path) -> None:
     later = align_json(passed())
@@ -332,6 +349,9 @@ def test_compare_of_two_like_runs_exits_with_0(opkit: Opkit, tmp_path: Path) -> 
     assert "versions vllm   0.24.0 → 0.25.0" in ran.out
     assert ran.out.splitlines()[-2].startswith("NO DIFFERENCE  1 shape: the same kernels")
     assert opkit("report", "--compare", "dsa", "later.json", "--markdown").code == 0
+    page = opkit("report", "--compare", "dsa", "later.json", "--html", "-")
+    assert page.code == 0
+    assert "= no difference" in page.out
 
 
 def test_the_comparison_that_the_page_quotes(opkit: Opkit, tmp_path: Path) -> None:

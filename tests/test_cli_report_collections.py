@@ -118,6 +118,12 @@ def test_rows_that_changed_are_listed_and_exit_with_1(
 
     markdown = opkit("report", "--compare", made, after, "--markdown").out
     assert "**DIFFERENT 12 slower; 24 rows that both have**" in markdown
+
+    ran = opkit("report", "--compare", made, after, "--html", "both.html")
+    assert (ran.code, ran.out) == (1, "")
+    page = (tmp_path / "both.html").read_text("utf-8")
+    assert "12 slower; 24 rows that both have" in page
+    assert page.count("▲ 1.500</span>") == 12
     assert "<summary>12 rows changed</summary>" in markdown
 
 

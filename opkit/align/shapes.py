@@ -14,7 +14,6 @@ from opkit.layers.op import Case, Phase
 from opkit.nsys_parsers.ranges import STEP_SQL, StepLabel, assign, parse_step
 from opkit.nsys_parsers.trace import Trace
 
-MAX_PRIMING = 8  # forward steps before the first wave that are looked over
 UNKNOWN_PAST = -1  # Case.past of a decode step when nothing tells the cache's length
 
 
@@ -111,8 +110,10 @@ def _replay_each(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
     all_found = _Shapes()
     for pid in dict.fromkeys(step.pid for step in steps):
         own = [step for step in steps if step.pid == pid]
-        # Steps before the waves are those of the priming request, some of them cut by the window.
-        tries = (_replay(own[skip:], waves) for skip in range(min(len(own), MAX_PRIMING) + 1))
+        # Steps before the waves are those of the priming request, some of them cut by the window,
+        # or of all warm-up (SGLang labels from its start): the waves are what the steps end with.
+        least = sum(max(wave.output, 1) for wave in waves)
+        tries = (_replay(own, waves, begin) for begin in range(len(own) - least, -1, -1))
         found = next((replayed for replayed in tries if replayed is not None), None)
         if found is None:
             return None
@@ -157,10 +158,9 @@ def _scheduled_ahead(label: StepLabel, last: StepLabel) -> bool:
     return not label.context_requests and label.generation_requests == last.generation_requests
 
 
-def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
-    """Replay the waves over the steps; None when they do not add up."""
+def _replay(steps: list[Step], waves: tuple[Wave, ...], at: int) -> _Shapes | None:
+    """Replay the waves over the steps from number ``at`` on; None when they do not add up."""
     found = _Shapes()
-    queue = list(steps)
     if any(wave.requests < 1 or wave.prompt < 1 for wave in waves):
         return None  # no request of this world
     for number, wave in enumerate(waves):
@@ -170,9 +170,10 @@ def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
         finished = 0
         last = StepLabel(0, 0, 0, 0)
         while finished < wave.requests:
-            if not queue:
+            if at >= len(steps):
                 return None
-            step = queue.pop(0)
+            step = steps[at]
+            at += 1
             label = step.label
             if label.generation_requests != len(running) or label.context_tokens is None:
                 return None
@@ -210,7 +211,7 @@ def _replay(steps: list[Step], waves: tuple[Wave, ...]) -> _Shapes | None:
             else:
                 finished += prompts
             last = label
-        if queue and _scheduled_ahead(queue[0].label, last):
+        if at < len(steps) and _scheduled_ahead(steps[at].label, last):
             found.skipped.append("a decode step scheduled after the last token was left out")
-            queue.pop(0)
-    return None if queue else found
+            at += 1
+    return None if at < len(steps) else found

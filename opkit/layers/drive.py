@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from opkit.errors import EXIT_INTERRUPTED, EXIT_USAGE, BadInput, OpkitError, RunFailed
-from opkit.layers import nvtx
+from opkit.layers import nvtx, progress
 from opkit.layers.manifest import Operand
 from opkit.layers.mock import Forward, Mock
 from opkit.layers.op import AnyCase, Case, GemmCase, MockRange, MoeCase, Phase
@@ -42,6 +42,7 @@ def drive(plan: Plan) -> None:
     manifest = Path(plan.manifest)
     if not manifest.parent.is_dir():
         raise BadInput(f"{manifest.parent}: no such folder for the manifest")
+    progress.listen(_progress)
     _progress(f"building the {plan.backend} mock of {op.name}")
     mock = build_mock(op, plan.backend, plan)
     torch = _torch()

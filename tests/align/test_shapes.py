@@ -251,3 +251,21 @@ def test_a_case_carries_the_middle_of_its_cache_lengths() -> None:
     assert cases[1] == CaseSteps(
         Case(Phase.GENERATION, 1, 1, 102), (1, 2, 3, 4, 5), (100, 104), (3,)
     )
+
+
+def test_warm_up_waves_before_the_recorded_ones_are_set_aside() -> None:
+    # SGLang labels its steps from its start: --window process records its own request and warm-up.
+    def wave(requests: int, tokens: int, output: int) -> Labels:
+        return [(requests, requests * tokens, 0), *[(0, 0, requests)] * output]  # one step ahead
+
+    waves = [*wave(1, 512, 40), *wave(4, 1024, 40)]
+    labels: Labels = [*wave(1, 64, 8), *waves, *waves, *waves]
+    first = len(labels) - len(waves)
+    cases, notes = found(labels, Wave(1, 512, 40), Wave(4, 1024, 40))
+    assert cases == {
+        "context 1 × 512": ((first,), (0, 0)),
+        "generation 1 × 1 @ 531": (tuple(range(first + 1, first + 40)), (512, 550)),
+        "context 4 × 1,024": ((first + 41,), (0, 0)),
+        "generation 4 × 1 @ 1,043": (tuple(range(first + 42, first + 81)), (1024, 1062)),
+    }
+    assert notes == [AHEAD]

@@ -241,7 +241,7 @@ def test_ctrl_c_ends_every_import(tmp_path: Path) -> None:
     begun = [tmp_path / f"begun-{name}" for name in ("vllm", "torch")]
     sleeper = tmp_path / "python"
     sleeper.write_text(
-        f"#!/bin/sh\ncase \"$*\" in *vllm*) echo $$ >{begun[0]};; *) echo $$ >{begun[1]};; esac\n"
+        f'#!/bin/sh\ncase "$*" in *vllm*) echo $$ >{begun[0]};; *) echo $$ >{begun[1]};; esac\n'
         "exec sleep 600\n"
     )
     sleeper.chmod(0o755)

@@ -49,7 +49,7 @@ MEMBERS: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     ("layers/moe/moe_runner/base.py", "MoeRunnerConfig"): ("inplace",),
     ("layers/moe/fused_moe_triton/layer.py", "FusedMoE"): (
-        "moe_runner_config", "num_fused_shared_experts",
+        "moe_runner_config", "num_fused_shared_experts", "runner", "dispatcher",
     ),
     ("eplb/expert_location.py", ""): ("_global_expert_location_metadata",),
     ("model_executor/input_buffers.py", ""): ("_forward_input_buffer_pool",),

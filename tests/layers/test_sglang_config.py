@@ -11,6 +11,7 @@ import fake_sglang
 import pytest
 
 from opkit.errors import BadInput
+from opkit.layers.backends.shared import drawn_weights
 from opkit.layers.dsa import DSA
 from opkit.layers.gemm import GEMM
 from opkit.layers.op import AnyCase, Case, GemmCase, LaunchMode, MoeCase, Phase
@@ -73,13 +74,46 @@ def test_one_layer_on_one_rank(config: Any, model: str) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "tp_size", "loaded"),
-    [("", 1, "auto"), ("", 2, "dummy"), ("--load-format dummy", 1, "dummy")],
+    [
+        ("", 1, "auto"),
+        ("--load-format safetensors", 1, "safetensors"),
+        ("", 2, "dummy"),
+        ("--load-format dummy", 1, "dummy"),
+    ],
 )
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "consolidated.pt"])
 def test_a_checkpoint_is_loaded_where_one_rank_has_it_whole(
-    config: Any, model: str, flags: str, tp_size: int, loaded: str
+    config: Any, model: str, file: str, flags: str, tp_size: int, loaded: str
 ) -> None:
+    (Path(model) / file).touch()
     args = args_of(config, plan(model, CONTEXT, flags=flags, tp_size=tp_size))
     assert args.load_format == loaded
+
+
+def test_without_weights_in_the_models_folder_they_are_drawn(config: Any, model: str) -> None:
+    assert args_of(config, plan(model, CONTEXT)).load_format == "dummy"
+
+
+@pytest.mark.parametrize(
+    ("file", "load_format", "tp_size", "said"),
+    [
+        ("", "auto", 1, "the model's folder has no *.safetensors, *.bin, *.pt"),
+        ("", "auto", 2, "the model's folder has no *.safetensors, *.bin, *.pt"),
+        ("model.safetensors", "auto", 2, "no rank's share is cut out of the checkpoint"),
+        ("model.safetensors", "auto", 1, ""),
+        ("", "dummy", 1, ""),
+        ("model.safetensors", "dummy", 2, ""),
+    ],
+)
+def test_drawn_weights_are_told_with_their_reason_and_no_server_is_invented(
+    model: str, file: str, load_format: str, tp_size: int, said: str
+) -> None:
+    if file:
+        (Path(model) / file).touch()
+    found = drawn_weights(plan(model, CONTEXT, tp_size=tp_size), load_format)
+    assert found.startswith("the mock draws its weights: " + said if said else "")
+    assert bool(found) == bool(said)
+    assert "the server" not in found  # a check has none
 
 
 @pytest.mark.parametrize("flag", ["--speculative-algorithm EAGLE", "--enable-dp-attention"])

@@ -222,7 +222,7 @@ def test_the_pointer_shows_the_same_as_the_focus(browser: Browser, tmp_path: Pat
     assert tip == page.run("document.querySelectorAll('.timeline .track .block')[5].ariaLabel")
     assert tip.startswith("mock #7: sparse_attn_fwd_kernel") or "+ mock only" in tip
     page.point_at(".chart .mark")
-    assert "launch" in page.run(TIP)
+    assert "regions from" in page.run(TIP)
     page.close()
 
 
@@ -241,6 +241,32 @@ def test_everything_that_takes_the_focus_has_a_name(browser: Browser, tmp_path: 
     assert len(focusable) > 40
     unnamed = [n["role"]["value"] for n in focusable if not n.get("name", {}).get("value")]
     assert [role for role in unnamed if role not in ("RootWebArea", "main")] == []
+    page.close()
+
+
+def test_names_head_their_rows(browser: Browser, tmp_path: Path) -> None:
+    """A `th` without a scope heads its row where neither row nor column says otherwise (HTML
+    Standard, 4.9.12.2 "Forming relationships between data cells and header cells")."""
+    page = browser.open(write(tmp_path, align_page(timed_result())))
+    page.run(OPEN_ALL)
+    wanted = page.run("document.querySelectorAll('tbody th').length")
+    nodes = page.ask("Accessibility.getFullAXTree")["nodes"]
+    roles = [n["role"]["value"] for n in nodes if not n.get("ignored")]
+    feet = page.run("document.querySelectorAll('tfoot th').length")
+    assert roles.count("rowheader") == wanted + feet > 40
+    assert roles.count("columnheader") == page.run("document.querySelectorAll('thead th').length")
+    page.close()
+
+
+def test_bars_are_drawn_from_their_cells(browser: Browser, tmp_path: Path) -> None:
+    page = browser.open(write(tmp_path, align_page(timed_result())), script=False)
+    page.ask("Emulation.setScriptExecutionDisabled", value=False)
+    sizes = page.run(
+        "getComputedStyle(document.querySelector('.sums td:last-child')).backgroundSize"
+    )
+    first, second = (float(part.split("%")[0]) for part in sizes.split(", "))
+    assert max(first, second) == pytest.approx(100.0)
+    assert min(first, second) > 50
     page.close()
 
 

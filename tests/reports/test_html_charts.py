@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from opkit.reports.html.charts import E2E, MOCK, Chart
+from opkit.reports.html.charts import E2E, MOCK, Chart, _straight
 
 
 def chart(name: str = "c") -> Chart:
@@ -26,10 +26,9 @@ def test_a_bar_is_one_named_mark_in_the_pages_colour() -> None:
     root = parsed(made)
     marks = [found for found in root.iter() if "mark" in found.get("class", "").split()]
     assert [mark.get("aria-label") for mark in marks] == ["a: 3 µs", "b <x>"]
-    assert [mark.get("tabindex") for mark in marks] == ["0", "-1"]  # one stop of the Tab key
     assert [mark.tag for mark in marks] == ["path", "path"]
     assert marks[0].get("class") == "mock mark"
-    assert root.get("role") == "group"
+    assert (root.get("role"), root.get("data-roving")) == ("group", "")  # for page.js
     assert root.get("aria-label") == 'Time <of> "A" & B'
 
 
@@ -97,6 +96,21 @@ def test_a_chart_without_marks_is_a_picture_with_a_name() -> None:
     assert (root.get("role"), root.get("aria-label")) == ("img", 'Time <of> "A" & B')
     assert "style>" not in made.svg()  # a style element would reach the whole page
     assert "#" not in made.svg().replace("url(#", "").replace('href="#', "")  # no colour of its own
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("M1 2L3 2L3 4L1 4z", "M1 2H3V4H1z"),
+        ("M1.5 2L3 4L3 -4.5", "M1.5 2L3 4V-4.5"),
+        ("M1 2L1 2", "M1 2H1"),
+        ("M0 0L5 0M2 2L2 9", "M0 0H5M2 2V9"),
+        ("M0 0C1 1 2 2 3 3z", "M0 0C1 1 2 2 3 3z"),
+        ("M-1.2 7L3.4 7", "M-1.2 7H3.4"),
+    ],
+)
+def test_straight_lines_name_one_number(path: str, short: str) -> None:
+    assert _straight(path) == short
 
 
 def test_equal_charts_are_equal_text() -> None:

@@ -78,7 +78,7 @@ def table_rows(page: Page) -> dict[str, dict[str, str]]:
           const texts = (row) => [...row.cells].map((cell) => cell.textContent);
           const [heads, cells] = [texts(row.closest("table").tHead.rows[0]), texts(row)];
           const own = {};
-          heads.forEach((head, at) => { own[head] ??= cells[at]; });
+          heads.forEach((head, at) => { own[head] ??= cells[at].trim(); });
           return [row.id, own];
         }))"""
     )
@@ -168,7 +168,7 @@ def test_the_grid_has_a_sign_for_every_case(damaged: Written, browser: Browser) 
     page = browser.open(damaged.file)
     cells = page.run(
         """[...document.querySelectorAll("table.grid td")].map((cell) =>
-           [cell.className, cell.textContent, cell.title])"""
+           [cell.className, cell.textContent.trim(), cell.title])"""
     )
     by_class: dict[str, list[list[str]]] = {}
     for name, *rest in cells:
@@ -215,7 +215,9 @@ def test_failures_alone_are_a_page_with_a_grid(tmp_path: Path, browser: Browser)
     folder = write_collection(tmp_path / "c", [], about(), loose=failed)
     page = browser.open(write(tmp_path, desk(folder)).file)
     assert page.errors() == []
-    signs = page.run("[...document.querySelectorAll('table.grid td')].map((c) => c.textContent)")
+    signs = page.run(
+        "[...document.querySelectorAll('table.grid td')].map((c) => c.innerText.trim())"
+    )
     assert signs == ["✗", "✗"]
     assert "NVIDIA H100 80GB HBM3 · 0 rows in 1 table · 2 cases without a row" in page.run(
         "document.querySelector('header').innerText"

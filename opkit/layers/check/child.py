@@ -29,6 +29,7 @@ from opkit.errors import (
     RunFailed,
     ToolMissing,
 )
+from opkit.layers import progress
 from opkit.layers.captured import read_info
 from opkit.layers.check.asked import CheckPlan, read_check_plan
 from opkit.layers.check.cases import Asked, Role, cases_of, keeps_cache, sizes_for
@@ -59,6 +60,7 @@ def check(plan: CheckPlan) -> CheckResult:
     sizes = sizes_for(gpu, config_of(plan.model), captured)
     caches = keeps_cache(op)
     asked = cases_of(op, sizes, graphs=gpu, caches=caches)
+    progress.listen(tell)
     tell(f"building the {plan.backend} mock of {op.name} for {len(asked)} cases")
     seen = Seen(op.name, plan.backend, "cuda" if gpu else "cpu", plan.inputs, caches, (), (), asked)
     mock = _build(plan, asked, seen)

@@ -31,7 +31,7 @@
       tip: `${side.name} #${at + 1}: ${short}\n` +
         `start ${cell(side.start)} µs, takes ${cell(side.time)} ± ${cell(side.mad)} µs (${cell(side.range)})\n` +
         `grid ${pick(cell(4))}, block ${pick(cell(5))}\n` +
-        `${sign} ${level.join(" ")}${alone ? "" : `, ratio ${cell(14)}`}` +
+        `${sign} ${level.join(" ") || "same"}${alone ? "" : `, ratio ${cell(14)}`}` +
         (full.get(own) && full.get(own) !== short ? `\n${full.get(own)}` : ""),
     };
   }

@@ -9,10 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from opkit.align.result import AlignResult, CaseMatch, KernelPair, PhaseResult
+from opkit.align.result import AlignResult, CaseMatch, KernelPair, KernelSum, PhaseResult
 from opkit.align.result_json import case_names
 from opkit.reports.facts import ALIKE, model_text, next_step, pairs_text, ratio, shown_cases, unlike
-from opkit.reports.html.align_charts import bars, spread
+from opkit.reports.html.align_charts import spread
 from opkit.reports.html.page import render
 
 HUES = 6  # kernels with a colour of their own: those with most time in a phase
@@ -35,6 +35,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """One line of the table of kernels by name: the bars of mock and E2E in % of the longest."""
+
+    kernel: KernelSum
+    mock: float
+    e2e: float
+
+
+@dataclass(frozen=True)
 class CaseView:
     """One case, ready to be written."""
 
@@ -48,7 +57,7 @@ class CaseView:
     ratio: float | None
     elapsed_ratio: float | None
     timed: bool  # the result knows when each kernel started
-    bars: Markup
+    sums: tuple[Sum, ...]
     spread: Markup | None
 
 
@@ -153,8 +162,15 @@ def _case(
         ratio=ratio(case.mock.gpu_ns, case.e2e.gpu_ns),
         elapsed_ratio=ratio(case.mock.elapsed_ns, case.e2e.elapsed_ns),
         timed=all(side.offset_ns is not None for side in sides),
-        bars=bars(f"{ident}-bars", case),
+        sums=_sums(case),
         spread=spread(f"{ident}-spread", case) if case.mock.samples_ns else None,
+    )
+
+
+def _sums(case: CaseMatch) -> tuple[Sum, ...]:
+    longest = max((max(k.mock_ns, k.e2e_ns) for k in case.by_kernel), default=0) or 1
+    return tuple(
+        Sum(k, 100 * k.mock_ns / longest, 100 * k.e2e_ns / longest) for k in case.by_kernel
     )
 
 

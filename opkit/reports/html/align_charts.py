@@ -1,4 +1,4 @@
-"""The charts of one case of an alignment."""
+"""The chart of one case of an alignment: how its regions spread."""
 
 from __future__ import annotations
 
@@ -9,44 +9,6 @@ from opkit.reports.facts import us
 from opkit.reports.html.charts import E2E, MOCK, Chart
 
 WIDTH = 620
-BARS = 12  # names drawn; the table has all
-LONGEST = 34  # characters of a name that leave room for its bar
-LETTER = 6.7  # pixels that one takes, at most
-
-
-def bars(name: str, case: CaseMatch) -> Markup:
-    """GPU time per kernel, mock and E2E beside each other, longest first.
-
-    Args:
-        name: unique in the page.
-        case: a case with at least one kernel.
-    """
-    shown = case.by_kernel[:BARS]
-    chart = Chart(
-        name,
-        WIDTH,
-        52 + 26 * len(shown),
-        f"GPU time per kernel in µs, mock and E2E: the {len(shown)} longest of "
-        f"{len(case.by_kernel)}; the table below has all",
-        fixed=True,
-    )
-    axes = chart.axes
-    for at, kernel in enumerate(shown):
-        for side, ns, launches, shift, colour in (
-            ("mock", kernel.mock_ns, kernel.mock_launches, -0.2, MOCK),
-            ("E2E", kernel.e2e_ns, kernel.e2e_launches, 0.2, E2E),
-        ):
-            plural = "launch" if launches == 1 else "launches"
-            [bar] = axes.barh(at + shift, ns / 1000, 0.36, color=colour, clip_on=False)
-            chart.mark(bar, f"{kernel.name}\n{side}: {us(ns)} µs in {launches} {plural}")
-    names = [_short(kernel.name) for kernel in shown]
-    axes.set_yticks(range(len(shown)), names)
-    chart.margins(10 + LETTER * max(map(len, names)), 24, 4, 36)
-    axes.tick_params(axis="y", labelfontfamily="monospace")
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel("µs of one region, sum of medians")
-    axes.grid(visible=False, axis="y")
-    return chart.svg()
 
 
 def spread(name: str, case: CaseMatch) -> Markup:
@@ -88,11 +50,3 @@ def _widen(chart: Chart) -> None:
     if high - low < least:
         middle = (low + high) / 2
         chart.axes.set_ylim(middle - least / 2, middle + least / 2)
-
-
-def _short(name: str) -> str:
-    """A name with its middle left out: its beginning says what, its end which."""
-    if len(name) <= LONGEST:
-        return name
-    half = (LONGEST - 1) // 2
-    return f"{name[: LONGEST - 1 - half]}…{name[-half:]}"

@@ -184,10 +184,9 @@ class Chart:
                 if len(target) == 1:  # a bar: the group around its path says nothing
                     [path] = target
                     target.tag, target.attrib, target[:] = path.tag, path.attrib, list(path)
+                    target.text = None
                 target.set("class", f"{target.get('class', '')} mark".strip())
-                target.set("aria-label", text)
-                target.set("role", "img")
-                target.set("tabindex", "-1" if named else "0")
+                target.set("aria-label", text)  # page.js gives it its role and its place
                 named += 1
         return named
 
@@ -214,6 +213,8 @@ def _tidy(root: ElementTree.Element) -> None:
         for attribute in ("d", "x", "y", "transform", "points", "width", "height"):
             if attribute in found.attrib:
                 found.set(attribute, _rounded(found.attrib[attribute]))
+        if "d" in found.attrib:
+            found.set("d", _straight(found.attrib["d"]))
         style = _restyled(found.attrib.pop("style", ""))
         if style in CLASSES:
             found.set("class", CLASSES[style])
@@ -229,6 +230,23 @@ def _rounded(text: str) -> str:
     """Coordinates to a tenth of a pixel."""
     short = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), text)
     return re.sub(r"\s*([MLCQz])\s*", r"\1", short).strip()
+
+
+def _straight(path: str) -> str:
+    """A path whose level and upright lines are ``H`` and ``V``: they name one number, not two."""
+    made, at = [], ("", "")
+    for letter, x, y in re.findall(r"([A-Za-z])(?:(-?[\d.]+) (-?[\d.]+))?", path):
+        if letter == "z":
+            made.append(letter)
+        elif letter == "L" and y == at[1]:
+            made.append(f"H{x}")
+        elif letter == "L" and x == at[0]:
+            made.append(f"V{y}")
+        else:
+            made.append(f"{letter}{x} {y}")
+        at = (x, y) if x else at
+    straight = "".join(made)
+    return straight if set(path) <= set("MLz-. 0123456789") else path
 
 
 def _restyled(style: str) -> str:

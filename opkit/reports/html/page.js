@@ -1,6 +1,7 @@
 "use strict";
-// What every page shares (a mark with data-up has its tip above it): light, dark or the system's choice; a tip for marks under the pointer or
-// with the focus; arrow keys within a group of marks, so that a chart is one stop of the Tab key.
+// What every page shares: light, dark or the system's choice; a tip for marks under the pointer or
+// with the focus (above a mark with data-up); arrow keys within a group of marks, so that a chart is
+// one stop of the Tab key.
 const opkit = (() => {
   const tip = document.getElementById("tip");
 
@@ -57,6 +58,14 @@ const opkit = (() => {
     event.preventDefault();
     focus(marks[next], group);
   });
+
+  // A chart's marks: one of them is a stop of the Tab key.
+  for (const chart of document.querySelectorAll("svg[data-roving]")) {
+    chart.querySelectorAll(".mark").forEach((mark, at) => {
+      mark.setAttribute("role", "img");
+      mark.setAttribute("tabindex", at ? "-1" : "0");
+    });
+  }
 
   const button = document.getElementById("theme");
   const schemes = { auto: "light dark", light: "light", dark: "dark" };

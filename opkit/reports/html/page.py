@@ -20,6 +20,10 @@ from opkit.reports.facts import LEVEL_SIGN, OUTCOME_SIGN, modes_text, two_counts
 
 HERE = Path(__file__).parent
 NOTHING = "–"
+COMMENTS = {
+    ".css": re.compile(r"/\*.*?\*/", re.DOTALL),
+    ".js": re.compile(r"^\s*//.*$", re.MULTILINE),
+}
 
 
 def render(template: str, **values: Any) -> str:
@@ -66,8 +70,13 @@ def environment() -> Environment:
 
 
 def inlined(name: str) -> Markup:
-    """A stylesheet or script of this folder, to stand inside its element."""
-    return Markup((HERE / name).read_text("utf-8"))  # own files: nothing in them ends the element
+    """A stylesheet or script of this folder, to stand inside its element: without indentation, and
+    without comments (of a script those that have a line of their own)."""
+    path = HERE / name
+    text = COMMENTS[path.suffix].sub("", path.read_text("utf-8"))
+    lines = (line.strip() for line in text.splitlines())
+    # Own files: nothing in them ends the element.
+    return Markup("\n".join(line for line in lines if line))
 
 
 def us(ns: float | None, digits: int = 1) -> str:

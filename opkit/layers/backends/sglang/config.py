@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.server_args_config_parser import ConfigArgumentMerger
 
 from opkit.errors import BadInput
+from opkit.layers.backends.shared import loads_checkpoint
 from opkit.layers.model_config import local_overrides, read_config
 from opkit.layers.op import Case, GemmCase, LaunchMode, MoeCase, Op
 from opkit.layers.plan import Plan
@@ -54,15 +54,6 @@ def server_flags(plan: Plan) -> argparse.Namespace:
             f"the plan says tp_size {plan.tp_size}, the server's flags --tp-size {flags.tp_size}"
         )
     return flags
-
-
-def loads_checkpoint(plan: Plan, flags: argparse.Namespace) -> bool:
-    """Whether the mock's weights are the server's checkpoint, as the server's are.
-
-    A rank's share of a checkpoint is not cut out: with several ranks the mock draws its weights.
-    """
-    there = bool(plan.model) and any(Path(plan.model).glob("*.safetensors"))
-    return bool(flags.load_format != "dummy" and plan.tp_size == 1 and there)
 
 
 def raise_limits(plan: Plan, flags: argparse.Namespace) -> None:
@@ -119,7 +110,7 @@ def layer_args(
     cases = [item.case for item in plan.cases]
     need = max(_batch(case) * (_length(case) + _PAGE) for case in cases) + 2 * _PAGE
     changed: dict[str, Any] = {
-        "load_format": flags.load_format if loads_checkpoint(plan, flags) else "dummy",
+        "load_format": flags.load_format if loads_checkpoint(plan, flags.load_format) else "dummy",
         "skip_tokenizer_init": True,
         "tp_size": 1,
         "pp_size": 1,

@@ -30,7 +30,17 @@ from sglang.srt.server_args import ServerArgs, set_global_server_args_for_schedu
 from sglang.srt.utils.network import get_free_port
 
 from opkit.errors import BadInput
+from opkit.layers import progress
 from opkit.layers.backends.sglang.models import one_layer
+
+# Warming up for the first graph is a model's first step, in which SGLang has every kernel of
+# ``sglang.jit_kernel`` (tvm-ffi: ninja, one nvcc after the other) and of DeepGEMM compiled that the
+# host's caches do not hold; Triton and Inductor likewise. On an H100 host, measured: gqa 36 s, then
+# 1 s for the second graph; DSA's server 138 s, the mock after it 3 s.
+COMPILING = (
+    "capturing decode graphs; where this host has not run such a layer yet, SGLang compiles its "
+    "kernels first (1 to 3 min, once)"
+)
 
 
 class LayerRunner(ModelRunner):  # type: ignore[misc]  # SGLang is untyped where it is absent
@@ -85,6 +95,8 @@ def start(args: ServerArgs, paths: Sequence[str], layer: int, graphs: bool) -> L
         )
         runner.alloc_memory_pool()
         runner.init_attention_backends()
+        if graphs:
+            progress.say(COMPILING)
         runner.init_cuda_graphs(capture_decode_cuda_graph=graphs)
     if runner.decode_cuda_graph_runner is None:
         raise BadInput("the plan asks for mode graph, the server's flags allow no graphs")

@@ -168,7 +168,7 @@ class SglangMock:
         made = [*parts, model, model.layer, runner, runner.attn_backend, runner.eager_runner]
         made += [runner.decode_cuda_graph_runner, runner.token_to_kv_pool, self, self.worker]
         for part in parts:
-            made += [getattr(part, "quant_method", None), getattr(part, "moe_runner", None)]
+            made += [getattr(part, name, None) for name in ("quant_method", "runner", "dispatcher")]
         # Forward methods are mixed in from files of their own.
         classes = {known for part in made for known in type(part).__mro__}
         functions = loaded_below(self.build.functions)
@@ -186,13 +186,11 @@ class SglangMock:
         prefill = self.worker.args.cuda_graph_config.prefill
         if prefill.backend != "disabled":
             notes.append(
-                f"the server replays prefill steps of up to {prefill.max_bs or 0:,} tokens from "
-                f"graphs ({prefill.backend}), the mock launches every prefill eagerly"
+                f"a server of these flags replays prefill steps of up to {prefill.max_bs or 0:,} "
+                f"tokens from graphs ({prefill.backend}), the mock launches every prefill eagerly"
             )
-        if self.worker.load_format != "dummy" and not self.worker.checkpoint:
-            notes.append(
-                f"the server loads weights ({self.worker.load_format}), the mock draws them"
-            )
+        if why := shared.drawn_weights(self.plan, self.worker.load_format):
+            notes.append(why)
         return tuple(notes)
 
 

@@ -25,8 +25,9 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from opkit.errors import BadInput, ToolMissing
 from opkit.layers.backends.sglang import engine
-from opkit.layers.backends.sglang.config import layer_args, loads_checkpoint, server_flags
+from opkit.layers.backends.sglang.config import layer_args, server_flags
 from opkit.layers.backends.sglang.models import OneLayer, Step, overwrite
+from opkit.layers.backends.shared import loads_checkpoint
 from opkit.layers.mock import CacheView, Forward
 from opkit.layers.op import Case, LaunchMode, Op, Phase
 from opkit.layers.plan import Plan, PlannedCase
@@ -66,7 +67,7 @@ class LayerWorker:
         if self.flags.device in (None, "cuda") and not torch.cuda.is_available():
             raise ToolMissing("no CUDA GPU is visible to torch on this host")
         self.load_format = self.flags.load_format  # the server's
-        self.checkpoint = loads_checkpoint(plan, self.flags)
+        self.checkpoint = loads_checkpoint(plan, self.load_format)
         self.args = layer_args(plan, op, self.flags, overrides)
         self.prepared: PlannedCase[Any] | None = None
         self.step: Step | None = None

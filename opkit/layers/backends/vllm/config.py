@@ -20,11 +20,10 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from opkit.errors import BadInput
+from opkit.layers.backends.shared import loads_checkpoint
 from opkit.layers.geometry import local_overrides
 from opkit.layers.op import Case, LaunchMode, MoeCase
 from opkit.layers.plan import Plan
-
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")  # what a folder with a checkpoint holds
 
 
 def model_json(model: str) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def layer_config(
         args,
         compilation_config=_uncompiled(args.compilation_config),
         hf_overrides=overrides,
-        load_format=args.load_format if loads_checkpoint(plan, args) else "dummy",
+        load_format=args.load_format if loads_checkpoint(plan, args.load_format) else "dummy",
         skip_tokenizer_init=True,
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
@@ -156,13 +155,3 @@ def _uncompiled(given: CompilationConfig) -> CompilationConfig:
         whole = graphs is None or graphs.decode_mode() == CUDAGraphMode.FULL
         made.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY if whole else CUDAGraphMode.NONE
     return made
-
-
-def loads_checkpoint(plan: Plan, args: AsyncEngineArgs) -> bool:
-    """Whether the mock's weights are the server's checkpoint, as the server's are.
-
-    A rank's share of a checkpoint is not cut out: with several ranks the mock draws its weights, as
-    it does for a folder that holds none.
-    """
-    there = any(any(Path(plan.model).glob(kind)) for kind in _WEIGHTS)
-    return args.load_format != "dummy" and plan.tp_size == 1 and there

@@ -15,7 +15,7 @@ from opkit.layers import captured, prompts
 from opkit.layers.backends import shared
 from opkit.layers.backends.vllm import config as configuration
 from opkit.layers.backends.vllm import models
-from opkit.layers.backends.vllm.config import loads_checkpoint, server_args
+from opkit.layers.backends.vllm.config import server_args
 from opkit.layers.backends.vllm.models import OneLayerModel, inside
 from opkit.layers.backends.vllm.worker import LayerWorker
 from opkit.layers.manifest import Manifest, Operand
@@ -165,7 +165,7 @@ class VllmMock:
         self.worker.close()
 
     def _checkpoint(self) -> bool:
-        return loads_checkpoint(self.plan, server_args(self.plan))
+        return shared.loads_checkpoint(self.plan, server_args(self.plan).load_format)
 
     def _sources(self) -> dict[str, str]:
         """Digests of every vLLM file that the op is made of, and of opkit's mock."""
@@ -198,10 +198,8 @@ class VllmMock:
         if mode != CompilationMode.NONE and not self.worker.args.enforce_eager:
             named = "its default mode" if mode is None else f"mode {mode}"
             notes.append(f"the server compiles its model ({named}), the mock does not")
-        if self.worker.args.load_format != "dummy" and not self._checkpoint():
-            notes.append(
-                f"the server loads weights ({self.worker.args.load_format}), the mock draws them"
-            )
+        if why := shared.drawn_weights(self.plan, self.worker.args.load_format):
+            notes.append(why)
         if hasattr(self.model, "layer_class"):
             name = self.model.layer_class.__name__
             notes.append(f"module taken from the engine's own {name}")
