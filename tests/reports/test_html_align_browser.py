@@ -221,7 +221,10 @@ def test_the_pointer_shows_the_same_as_the_focus(browser: Browser, tmp_path: Pat
     tip = page.run(TIP)
     assert tip == page.run("document.querySelectorAll('.timeline .track .block')[5].ariaLabel")
     assert tip.startswith("mock #7: sparse_attn_fwd_kernel") or "+ mock only" in tip
-    page.point_at(".chart .mark")
+    x, y = page.run("""(dots => { dots.scrollIntoView({block: 'center', behavior: 'instant'});
+        const dot = dots.getPointAtLength(0).matrixTransform(dots.getScreenCTM());
+        return [dot.x, dot.y]; })(document.querySelector('.chart .dots'))""")
+    page.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     assert "regions from" in page.run(TIP)
     page.close()
 
