@@ -24,6 +24,7 @@ from opkit.errors import (
     BadInput,
     OpkitError,
 )
+from opkit.layers import progress
 from opkit.layers.check import child
 from opkit.layers.check.asked import CheckPlan
 from opkit.layers.check.result import CheckResult, Outcome, read_check_result
@@ -171,12 +172,15 @@ def test_a_build_that_raises_is_one_sentence_and_a_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def build(*_: object) -> TinyMock:
+        progress.say("compiling kernels")
         raise AttributeError("no such class\nlong story")
 
+    monkeypatch.setattr(progress, "_told", [])
     plan = in_here(tmp_path, monkeypatch, build)
     plan.write(tmp_path / "plan.json")
     assert child.main([str(tmp_path / "plan.json")]) == EXIT_RUN_FAILED
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(child.SAYS)]
+    assert said[-2] == "opkit check: compiling kernels"  # who watches sees what is waited for
     assert said[-1] == "opkit check: the mock failed: AttributeError: no such class"
 
 

@@ -19,7 +19,7 @@ from opkit.errors import (
     EXIT_TOOL_MISSING,
     EXIT_USAGE,
 )
-from opkit.layers import drive, nvtx
+from opkit.layers import drive, nvtx, progress
 from opkit.layers.manifest import Manifest, Operand, manifest_from_json
 from opkit.layers.op import AnyCase, GemmCase, LaunchMode, MoeCase, Phase, parse_mock_range
 from opkit.layers.plan import Plan, PlannedCase
@@ -170,6 +170,22 @@ def test_ranges_that_nsys_would_lose_end_the_process(
     assert code == EXIT_TOOL_MISSING
     assert "forward" not in recorder.events
     assert "pip install 'nvtx<=0.2.11'" in capsys.readouterr().err
+
+
+def test_what_a_mock_says_while_it_is_built_is_shown(
+    plan: Plan,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def build(*_: object) -> Recorder:
+        progress.say("compiling kernels")
+        return recorder
+
+    monkeypatch.setattr(progress, "_told", [])
+    monkeypatch.setattr(drive, "build_mock", build)
+    drive.drive(plan)
+    assert "opkit drive: compiling kernels\n" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_found_before_the_mock_is_built(

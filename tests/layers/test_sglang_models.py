@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import fake_sglang
 import pytest
@@ -174,6 +174,52 @@ def test_each_size_is_captured_over_its_own_tensors(model: Any, engine: Any) -> 
     step(model, 1, 2)
     step(model, 1)
     assert sorted(model.captured) == [1, 2]
+
+
+class Picked(NamedTuple):
+    """As ``StandardTopKOutput``: what experts are called with beside the hidden states."""
+
+    weights: Any
+    ids: Any
+
+
+class Experts(nn.Module):  # type: ignore[misc, name-defined]
+    def forward(self, hidden: Any, picked: Picked) -> Any:
+        return hidden * picked.weights[picked.ids]
+
+
+class Routed(nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = Experts()
+
+    def forward(self, _positions: Any, hidden: Any, _batch: Any) -> Any:
+        picked = Picked(hidden.clone(), hidden.argsort(dim=0)[:, 0])
+        out = self.experts(hidden, picked)
+        picked.weights.zero_()
+        picked.ids.zero_()
+        return out
+
+
+def test_a_replay_is_given_the_top_k_of_its_own_tokens(engine: Any) -> None:
+    class Mixture(EngineModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model.layers[0] = Routed()
+
+    made = engine.models.one_layer(Mixture, ["experts"])()
+    engine.capture = True
+    step(made, 1, 2, 3)
+    kept = made.captured[3]
+    before = [leaf.data_ptr() for leaf in engine.models._leaves(kept.calls[0])]
+    engine.capture = False
+    wanted = step(made, 9, 8, 4).hidden_states
+    with torch.no_grad():
+        assert not torch.equal(made.launch(kept), wanted)
+        fresh = made.record(torch.tensor([9, 8, 4]), torch.arange(3), "batch")
+        engine.models.overwrite(kept.calls, fresh)
+        assert torch.equal(made.launch(kept), wanted)
+    assert [leaf.data_ptr() for leaf in engine.models._leaves(kept.calls[0])] == before
 
 
 @pytest.mark.parametrize(
