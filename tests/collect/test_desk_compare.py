@@ -104,6 +104,35 @@ def test_new_and_lost_rows_say_what_the_other_side_has(tmp_path: Path) -> None:
     assert [(item.columns["isl"], item.latency_ms) for item in found.only_b] == [(4096, 41.0)]
 
 
+def test_curves_hold_every_row_of_both_sides(tmp_path: Path) -> None:
+    """GIVEN two batches, one row lost and one won, THEN each stands at its place in its curve."""
+    before = [dsa_row(batch, isl, 0, isl / 100) for batch in (1, 4) for isl in (2048, 512, 1024)]
+    after = [scaled(row, 1.1) for row in before[1:]] + [dsa_row(4, 4096, 0, 41.0)]
+    found = compared(tmp_path, before, after)
+    (group,) = found.curves
+    assert (group.table, group.name, group.x) == ("dsa_context_module", "", "isl")
+    assert group.xs == (512, 1024, 2048, 4096)
+    assert [(curve.name, [(p.x, p.latency_ms_a, p.latency_ms_b) for p in curve.places])
+            for curve in group.curves] == [
+        ("batch 1", [(512, 5.12, pytest.approx(5.632)), (1024, 10.24, pytest.approx(11.264)),
+                     (2048, 20.48, None)]),
+        ("batch 4", [(512, 5.12, pytest.approx(5.632)), (1024, 10.24, pytest.approx(11.264)),
+                     (2048, 20.48, pytest.approx(22.528)), (4096, None, 41.0)]),
+    ]  # fmt: skip
+    rows = [place.row for curve in group.curves for place in curve.places if place.row]
+    assert sorted(map(id, rows)) == sorted(map(id, found.rows))
+
+
+@pytest.mark.parametrize(("factor", "times"), [(1.0, 0.0), (1.02, 1.0), (1.0404, 2.0), (0.9, 5.32)])
+def test_how_far_a_row_moved_is_told_in_what_it_may(
+    tmp_path: Path, factor: float, times: float
+) -> None:
+    row = dsa_row(1, 512, 0, 1.0)
+    (only,) = compared(tmp_path, [row], [scaled(row, factor)]).rows
+    assert only.allowed == FLOOR
+    assert only.times_allowed == pytest.approx(times, abs=0.01)
+
+
 def test_versions_are_told_and_machines_warn(tmp_path: Path) -> None:
     found = compared(tmp_path, grid(), [replace(row, host="node2") for row in grid()], **NEWER)
     told = {item.name: (item.a, item.b, item.warns) for item in found.differences}

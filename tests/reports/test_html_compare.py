@@ -198,6 +198,7 @@ def test_like_runs_say_so() -> None:
     page = Reading(compare_page(compare_alignments(*runs)))
     assert "= no difference" in page.text
     assert "No kernel came, went or was replaced." in page.text
+    assert not [a for _, a in page.tags if a.get("id") == "only"]
     assert "The same kernels in the same order, times within the limits." in page.text
     assert not [a for tag, a in page.tags if tag == "details" and "open" in a]
 

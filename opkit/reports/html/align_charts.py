@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from opkit.align.result import CaseMatch
 from opkit.reports.facts import us
@@ -37,7 +38,9 @@ def spread(name: str, case: CaseMatch) -> Markup:
         axes.axhline(summary.gpu_ns / 1000, color=colour, linewidth=1, dashes=(4, 3))
         axes.set_xlabel(f"{side}: region")
         axes.set_xlim(0, len(samples) + 1)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     chart.axes.set_ylabel("µs")
+    chart.axes.yaxis.set_major_locator(MaxNLocator(4))
     chart.margins(62, 6, 8, 38, gap=14)
     _widen(chart)
     return chart.svg()

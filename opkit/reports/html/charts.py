@@ -118,7 +118,8 @@ class Chart:
 
     def mark(self, artist: Artist, tip: str | Sequence[str]) -> None:
         """Name what an artist shows: one text for all of it (a bar, a line), or one for each of
-        its points in order (a line with markers, a scatter)."""
+        its points in order (a line with markers, a scatter); empty where a script of the page
+        knows it."""
         gid = f"tip{len(self._tips)}"
         artist.set_gid(gid)
         self._tips[gid] = tip
@@ -186,7 +187,8 @@ class Chart:
                     target.tag, target.attrib, target[:] = path.tag, path.attrib, list(path)
                     target.text = None
                 target.set("class", f"{target.get('class', '')} mark".strip())
-                target.set("aria-label", text)  # page.js gives it its role and its place
+                if text:  # page.js gives it its role and its place
+                    target.set("aria-label", text)
                 named += 1
         return named
 

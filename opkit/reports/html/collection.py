@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,7 +83,8 @@ class GroupView:
     power: Markup | None
     group: CurveGroup
     grid: tuple[tuple[str, tuple[CellText, ...]], ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
+    source: str
     changes: tuple[tuple[str, str], ...]
 
 
@@ -94,6 +96,7 @@ class TableView:
     desk: TableDesk
     groups: tuple[GroupView, ...]
     head: tuple[str, ...]
+    words: tuple[str, ...]
     unsettled: tuple[tuple[str, Point], ...]
 
 
@@ -153,6 +156,7 @@ def _view(name: str, table: TableDesk) -> TableView:
         table,
         tuple(_group(f"{name}g{place}", g, table) for place, g in enumerate(table.groups)),
         head,
+        tuple(word(column) for column in (*table.layout.panel, table.layout.x)),
         tuple((table.layout.place(point.columns), point) for point in widest),
     )
 
@@ -163,6 +167,7 @@ def _group(name: str, group: CurveGroup, table: TableDesk) -> GroupView:
     marks = [mark for panel in group.panels for mark in panel.marks]
     points = {mark.point.key: mark for mark in marks}
     powered = any(mark.point.measured.power for mark in marks)
+    sources = dict(Counter(charts.SOURCES[mark.point.source] for mark in marks).most_common(1))
     return GroupView(
         id=name,
         title=group.name or "all rows",
@@ -174,7 +179,11 @@ def _group(name: str, group: CurveGroup, table: TableDesk) -> GroupView:
                         for cell, x in zip(cells, group.grid.columns, strict=True)))
             for row, cells in zip(group.grid.rows, group.grid.cells, strict=True)
         ),
-        rows=tuple((mark.point.key, tuple(_row(mark, table))) for mark in marks),
+        rows=tuple(
+            (mark.point.key, charts.SOURCES[mark.point.source], tuple(_row(mark, table)))
+            for mark in marks
+        ),
+        source=next(iter(sources), ""),
         changes=tuple(_changes(group, layout.x)),
     )  # fmt: skip
 

@@ -17,10 +17,7 @@ from opkit.collect.tables.validate import Value
 from opkit.reports.html.charts import BAD, E2E, MOCK, PAGE, QUIET, TEXT, WARN, Chart
 from opkit.reports.html.collection_text import (
     kernel_words,
-    milliseconds,
-    share,
     short_number,
-    times,
 )
 
 # Styles that stand hundreds of times in a page, as classes of collection.html.
@@ -120,24 +117,9 @@ def clocks(desk: Desk) -> Markup:
     return chart.svg()
 
 
-def tip(mark: Mark, panel: Panel, layout: Layout) -> str:
-    """What is told of a point: its time, spread, samples and flags, and what it is beside."""
-    point, spread = mark.point, mark.point.spread
-    interval = "" if point.interval is None else f", ±{share(point.interval)}"
-    lines = [
-        f"{_place(mark, panel, layout)}: {milliseconds(point.latency_ms)} ms{interval}",
-        f"{spread.count} {SOURCES[point.source]} times, {milliseconds(spread.least)} to "
-        f"{milliseconds(spread.most)} ms",
-    ]
-    if point.over_bound is not None:
-        lines.append(
-            f"{times(point.over_bound)} the least possible {milliseconds(point.bound_ms)} ms"
-        )
-    if mark.over_shipped is not None:
-        lines.append(f"{times(mark.over_shipped)} the shipped {milliseconds(mark.shipped_ms)} ms")
-    if point.flags:
-        lines.append(", ".join(point.flags))
-    lines += point.odd
+def more(mark: Mark) -> str:
+    """What is told of a point beside its row of numbers, which ``collection.js`` reads."""
+    lines = list(mark.point.odd)
     if mark.new or mark.gone:
         lines.append(f"other kernels than before: {kernel_words(mark, SHOWN_KERNELS)}")
     return "\n".join(lines)
@@ -206,7 +188,7 @@ def _curve(chart: Chart, ax: Axes, panel: Panel, table: TableDesk) -> None:
     faces = [BAD if mark.outlier else PAGE if table.flagged(mark.point) else MOCK for mark in marks]
     dots = ax.scatter(at, ms, s=DOT, c=faces, edgecolors=edges, linewidths=1, clip_on=False,
                       zorder=3)  # fmt: skip
-    chart.mark(dots, [tip(mark, panel, table.layout) for mark in marks])
+    chart.mark(dots, [more(mark) for mark in marks])
     changes = [
         math.sqrt(left * right) if left > 0 else (left + right) / 2
         for left, right, mark in zip(at, at[1:], marks[1:], strict=False)

@@ -260,7 +260,7 @@ class TrtllmMock:
                 "all-reduce"
             )
         if self.worker.server.options.get("load_format", "auto") != "dummy":
-            notes.append("the server loads weights, the mock draws them")
+            notes.append("the mock draws its weights, though these flags load a checkpoint")
         if self.worker.server.ignored:
             notes.append(
                 f"flags without meaning for a layer: {' '.join(self.worker.server.ignored)}"
