@@ -11,6 +11,7 @@ import json
 import math
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,19 @@ class Policy:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def changes(values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where a verdict's policy, as it is stored, differs from the default: its value, the default.
+
+    Thresholds that its time did not know, or that are no more, are left out.
+    """
+    default = json.loads(json.dumps(asdict(Policy())))
+    return {
+        name: (values[name], default[name])
+        for name in default
+        if name in values and json.loads(json.dumps(values[name])) != default[name]
+    }
+
+
 def load_policy(path: Path | None) -> Policy:
     """The default policy, changed by a TOML file.
 
@@ -102,7 +116,9 @@ def load_policy(path: Path | None) -> Policy:
         return Policy()
     try:
         data = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise BadInput(f"{path}: the policy cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadInput(f"{path}: not a readable policy ({error})") from error
     return replace(Policy(), **{key: _value(path, key, value) for key, value in data.items()})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from opkit.align.policy import changes
 from opkit.align.result import AlignResult, CaseMatch, Level, Outcome
 
 WIDEST = 120  # a wider table only moves its numbers away from its names
@@ -45,6 +46,14 @@ def model_text(known: dict[str, Any]) -> str:
     return SEPARATOR.join(part for part in parts if part)
 
 
+def policy_text(known: dict[str, Any]) -> str:
+    """Every threshold that is not the default's, with the default in brackets; empty for none."""
+    return SEPARATOR.join(
+        f"{name} {len(own)} (none)" if name == "roles" else f"{name} {own} ({default})"
+        for name, (own, default) in changes(known.get("policy") or {}).items()
+    )
+
+
 def files_text(known: dict[str, Any]) -> str:
     """The compared traces, each with the beginning of its digest."""
     return SEPARATOR.join(
@@ -70,6 +79,8 @@ def shown_cases(cases: Sequence[CaseMatch], verbose: bool) -> list[CaseMatch]:
 
 def next_step(result: AlignResult) -> str:
     """What to do about a verdict."""
+    if result.verdict is Outcome.PASS and policy_text(result.provenance):
+        return f"`opkit collect {result.op} --model DIR --policy FILE`: this policy is your own"
     if result.verdict is Outcome.PASS:
         return f"`opkit collect {result.op} --model DIR` once `opkit status` lists it"
     steps = [

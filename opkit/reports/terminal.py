@@ -38,6 +38,7 @@ from opkit.reports.facts import (
     modes_text,
     next_step,
     pairs_text,
+    policy_text,
     percent,
     ratio,
     shown_cases,
@@ -123,6 +124,7 @@ def _header(result: AlignResult, width: int) -> Panel:
         ("versions", pairs_text(known.get("versions"))),
         ("model", model_text(known)),
         ("dtypes", pairs_text(known.get("dtypes"))),
+        ("own policy", policy_text(known)),
         ("traces", files_text(known)),
         ("judged", known.get("created")),
     ):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from opkit.align.policy import HARD_CEILING, Policy, Role, load_policy
+from opkit.align.policy import HARD_CEILING, Policy, Role, changes, load_policy
 from opkit.errors import BadInput
 
 
@@ -87,3 +89,11 @@ def test_the_digest_names_the_thresholds() -> None:
         p.digest() for p in (Policy(), Policy(latency=0.05), Policy(roles=(Role("a", "b"),)))
     }
     assert len(digests) == 3
+
+
+def test_what_differs_from_the_default_is_told(tmp_path: Path) -> None:
+    text = 'latency = 0.05\nmin_regions = 3\n[[roles]]\nmock = "a"\ne2e = "b"\n'
+    stored = json.loads(json.dumps(asdict(load(text, tmp_path))))
+    found = changes({**stored, "of_another_time": 1})
+    assert found == {"latency": (0.05, 0.1), "roles": ([{"mock": "a", "e2e": "b"}], [])}
+    assert changes(asdict(Policy())) == changes({}) == {}

@@ -44,7 +44,7 @@ def test_the_recorded_pair_gives_the_reports_own_ratios(aligned: AlignResult) ->
     assert ratios["1 × 1 @ 4,101"] == 0.96
     assert len(found.shapes) == 10
     assert found.phases == ("context", "generation")
-    assert round(found.worst("generation"), 3) == 0.038
+    assert round(found.worst("generation"), 3) == 0.039
     assert not found.passed  # 3 % is the tolerance
 
 

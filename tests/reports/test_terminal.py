@@ -317,3 +317,14 @@ def test_status_of_an_empty_ledger_says_what_to_do() -> None:
         'On a GPU host, `opkit align dsa --e2e-cmd "vllm serve …"` records the first;',
         "`opkit align dsa --recorded` shows anywhere what a report looks like.",
     ]
+
+
+def test_thresholds_of_ones_own_stand_in_the_header_and_in_the_next_step() -> None:
+    """A pass by a loosened policy must not look like any other."""
+    own = {"latency": 1.0, "min_regions": 3, "roles": [{"mock": "a", "e2e": "b"}]}
+    result = dataclasses.replace(passed(), provenance={"gpu": "H100", "policy": own})
+    shown = render(lambda console: print_align(result, console), 100)
+    assert "│ own policy  latency 1.0 (0.1) · roles 1 (none)" in shown
+    assert "next: `opkit collect dsa --model DIR --policy FILE`: this policy is your own" in shown
+    usual = dataclasses.replace(result, provenance={"gpu": "H100", "policy": {"latency": 0.1}})
+    assert "policy" not in render(lambda console: print_align(usual, console), 100)

@@ -10,7 +10,7 @@ from opkit.align.checks.subject import NAMED, Subject, all_pairs, grouped, micro
 from opkit.align.policy import HARD_CEILING, Policy
 from opkit.align.result import CaseMatch, CheckResult, KernelPair, Level, Outcome
 from opkit.layers.manifest import Operand
-from opkit.layers.op import Op
+from opkit.layers.op import Op, Phase
 from opkit.layers.operands import degenerate
 from opkit.layers.plan import DEGENERATE_INPUTS
 
@@ -76,7 +76,8 @@ def data(subject: Subject) -> CheckResult:
     """Times of equal kernels agree; if not, says whether data or clock; operands are not
     degenerate."""
     policy = subject.policy
-    if not subject.operands and policy.require_operands:
+    operands = _of_this_phase(subject)
+    if not operands and policy.require_operands:
         return CheckResult(
             "data",
             Outcome.INCONCLUSIVE,
@@ -84,7 +85,7 @@ def data(subject: Subject) -> CheckResult:
             cause="no manifest in the mock's trace",
             next_step="make the mock's trace with `opkit align`, or set require_operands = false",
         )
-    poor = [text for o in subject.operands or () if (text := _degenerate(o, policy))]
+    poor = [text for o in operands if (text := _degenerate(o, policy))]
     if subject.inputs in DEGENERATE_INPUTS:  # samples do not show it: a single row equals no other
         poor.insert(0, f"the mock was run with inputs {subject.inputs}, degenerate on purpose")
     if poor:
@@ -104,13 +105,30 @@ def data(subject: Subject) -> CheckResult:
     ]
     known = [p for _, p in rows if _is_data_dependent(subject.op, p)]
     good = (
-        f"{len(subject.operands or ())} operands sampled, none degenerate; equal kernels take "
+        f"{len(operands)} operands sampled, none degenerate{_by_own(policy)}; equal kernels take "
         "equal time"
     )
     advice = causes.DATA_DEPENDENT if known or rows else None
     if known and subject.op.routed and subject.inputs != "captured":
         advice = causes.ROUTING
     return result("data", grouped(rows, _ratio_text), good, (p.name for _, p in rows), advice)
+
+
+def _by_own(policy: Policy) -> str:
+    usual = Policy()
+    names = ("max_zeros", "max_equal_rows", "min_distinct")
+    own = any(getattr(policy, name) != getattr(usual, name) for name in names)
+    return " by a policy of your own" if own else ""
+
+
+def _of_this_phase(subject: Subject) -> list[Operand]:
+    """Weights, and what was sampled in a case of the phase that is judged.
+
+    Mocks name activations by their phase, as ``context o_proj.input``.
+    """
+    phases = {match.e2e.case.phase for match in subject.cases} or set(Phase)
+    others = tuple(f"{phase} " for phase in Phase if phase not in phases)
+    return [o for o in subject.operands or () if not o.name.startswith(others)]
 
 
 def _is_data_dependent(op: Op, pair: KernelPair) -> bool:

@@ -11,7 +11,16 @@ from markupsafe import Markup
 
 from opkit.align.result import AlignResult, CaseMatch, KernelPair, KernelSum, PhaseResult
 from opkit.align.result_json import case_names
-from opkit.reports.facts import ALIKE, model_text, next_step, pairs_text, ratio, shown_cases, unlike
+from opkit.reports.facts import (
+    ALIKE,
+    model_text,
+    next_step,
+    pairs_text,
+    policy_text,
+    ratio,
+    shown_cases,
+    unlike,
+)
 from opkit.reports.html.align_charts import spread
 from opkit.reports.html.page import render
 
@@ -195,6 +204,7 @@ def _facts(result: AlignResult, name: str, folder: str) -> list[tuple[str, str]]
         ("versions", pairs_text(known.get("versions"))),
         ("model", model_text(known)),
         ("dtypes", pairs_text(known.get("dtypes"))),
+        ("own policy", policy_text(known)),
         ("judged", known.get("created")),
         ("ledger id", name),
         ("folder", folder),
