@@ -24,10 +24,12 @@ ALIKE = (Level.SAME, Level.VARIANT, Level.ROLE)
 
 
 def pairs_text(values: dict[str, Any] | None) -> str:
-    """Names with their values, one after the other."""
+    """Names with their values, one after the other; what is not there is not named."""
     # The GPU has a line of its own.
     return SEPARATOR.join(
-        f"{name} {value}" for name, value in (values or {}).items() if value and name != "gpu"
+        f"{name} {value}"
+        for name, value in (values or {}).items()
+        if value and value != "none" and name != "gpu"
     )
 
 
@@ -35,11 +37,12 @@ def model_text(known: dict[str, Any]) -> str:
     """The model in a line, from what is known of an alignment or a mock."""
     model = dict(known.get("model") or {})
     parts = [str(model.pop("architecture", "") or "")]
-    # Digests identify, they do not inform; lists and objects are for the JSON.
+    # Digests identify, they do not inform; lists and objects are for the JSON; 0 and "" say that
+    # the model lacks the thing (window_size 0).
     parts += [
         f"{value:,} {name}" if isinstance(value, int) else f"{name} {value}"
         for name, value in model.items()
-        if isinstance(value, (int, str)) and "digest" not in name and "sha256" not in name
+        if value and isinstance(value, (int, str)) and "digest" not in name and "sha256" not in name
     ]
     if known.get("tp_size"):
         parts.append(f"tp {known['tp_size']}")
