@@ -6,8 +6,9 @@ from opkit.reports.facts import model_text, pairs_text
 
 
 def test_what_is_not_there_is_not_named() -> None:
-    model = {"architecture": "MixtralForCausalLM", "num_experts": 8, "includes": "",
-             "window_size": 0, "num_shared_experts": None, "config_sha256": "ab", "rope": {"a": 1}}  # fmt: skip
+    absent = {"includes": "", "window_size": 0, "num_shared_experts": None}
+    told = {"architecture": "MixtralForCausalLM", "num_experts": 8}
+    model = {**told, **absent, "config_sha256": "ab", "rope": {"a": 1}}
     assert model_text({"model": model, "tp_size": 1}) == "MixtralForCausalLM · 8 num_experts · tp 1"
     assert model_text({}) == ""
     dtypes = {"activations": "bfloat16", "weights": "none", "kv_cache": None, "gpu": "H100"}

@@ -122,12 +122,13 @@ def _by_own(policy: Policy) -> str:
 
 
 def _of_this_phase(subject: Subject) -> list[Operand]:
-    """Weights, and what was sampled in a case of the phase that is judged.
+    """Weights, and what was sampled in the phase that is judged.
 
-    Mocks name activations by their phase, as ``context o_proj.input``.
+    Decode steps read a cache that prefills of the same recipe have written: for generation context's
+    operands count too. Mocks name activations by their phase, as ``context o_proj.input``.
     """
-    phases = {match.e2e.case.phase for match in subject.cases} or set(Phase)
-    others = tuple(f"{phase} " for phase in Phase if phase not in phases)
+    phases = {match.e2e.case.phase for match in subject.cases}
+    others = (f"{Phase.GENERATION} ",) if phases == {Phase.CONTEXT} else ()
     return [o for o in subject.operands or () if not o.name.startswith(others)]
 
 
