@@ -47,8 +47,28 @@ SPLIT_FUSED = Advice(
     "use the engine's own module and compilation settings in the mock",
 )
 OTHER_SHAPE = Advice(
-    "another input shape on one side: batch, length or local head count",
-    "run the mock at the shapes and local heads that the report's header shows for E2E",
+    "mock and engine ran other shapes: batch, new tokens or cached tokens",
+    "run the mock at the shape named for E2E: `opkit align` with --e2e-trace and no --mock-trace "
+    "does",
+)
+OTHER_GRIDS = Advice(
+    "other grids or blocks at shapes of one name: another local head count (tensor parallelism) "
+    "on one side, or another batch or length than it says",
+    "compare tp and the sizes in the report's model line, which are the mock's, with the server's "
+    "command",
+)
+AUTOTUNED = Advice(
+    "at equal shapes only Triton's kernels have other grids or blocks: probably autotuned, on each "
+    "host anew",
+    "record mock and engine on one host, with one Triton cache; if it stays, compare tp and sizes",
+)
+OTHER_FRAMEWORK = Advice(
+    "the mock is of one framework and the engine of another",
+    "run the mock with the engine's framework: `--e2e-trace` alone does, with `--python`",
+)
+FOLLOWS_FRAMEWORK = Advice(
+    "follows from the other framework (see evidence)",
+    OTHER_FRAMEWORK.next_step,
 )
 UNFUSED_NORM = Advice(
     "a norm runs as several operations on one side: its weight or computation has another dtype "
@@ -56,8 +76,8 @@ UNFUSED_NORM = Advice(
     "build the mock's norms with the engine's own class, in the model's dtype",
 )
 FOLLOWS_SHAPE = Advice(
-    "probably follows from the other shape (see launch)",
-    OTHER_SHAPE.next_step,
+    "probably follows from the other shape or grids (see launch)",
+    "mend first what launch names",
 )
 COMMUNICATION = Advice(
     "the engine ran with tensor parallelism: its communication is no part of the op",

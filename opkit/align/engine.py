@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from opkit.align import sequence
+from opkit.align.files import Files, read_manifest
 from opkit.align.regions import (
     CaseRegions,
     Launch,
@@ -22,7 +23,7 @@ from opkit.align.result import Method
 from opkit.align.shapes import CaseSteps, case_steps, read_labels
 from opkit.align.sorting import sort_regions
 from opkit.errors import BadInput
-from opkit.layers.manifest import Manifest, manifest_from_json
+from opkit.layers.manifest import Manifest
 from opkit.layers.op import Case, LaunchMode, Op, Phase
 from opkit.nsys_parsers.export import TraceFacts
 from opkit.nsys_parsers.trace import Trace, open_trace
@@ -64,6 +65,7 @@ class Engine:
         losses: per phase, what makes the evidence incomplete.
         not_found: shapes that a rank ran without the op being found: file name and shape.
         ran: the phases that each rank ran: file name and phases.
+        frameworks: the mock's and the engine's, where the files say that they are two; else empty.
     """
 
     cases: dict[Case, list[CaseRegions]] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Engine:
     losses: dict[Phase, list[str]] = field(default_factory=dict)
     not_found: list[tuple[str, Case]] = field(default_factory=list)
     ran: list[tuple[str, frozenset[Phase]]] = field(default_factory=list)
+    frameworks: str = ""
 
 
 def engine_shapes(
@@ -111,23 +114,25 @@ def engine_shapes(
     return shapes, manifest
 
 
-def read_engine(paths: Sequence[Path], search: Search) -> Engine:
+def read_engine(paths: Sequence[Path], search: Search, files: Files | None = None) -> Engine:
     """Find the op's regions in every trace.
 
     Args:
         paths: the engine's traces, one per rank.
         search: what to look for.
+        files: those opened before, which must be other recordings.
 
     Raises:
-        BadInput: a trace cannot be used, or has no labelled forward step.
+        BadInput: a trace cannot be used, is one given before, or has no labelled forward step.
     """
     engine = Engine()
+    files = files or Files()
     for path in paths:
         with open_trace(path) as trace:
-            refuse_graph_level(trace.facts)
+            own = files.admit(trace)
             engine.facts.append(trace.facts)
-            engine.manifest = engine.manifest or read_manifest(trace.facts)
-            _read_rank(search, trace, engine)
+            engine.manifest = engine.manifest or own
+            _read_rank(search, trace, own, engine)
     _compare_ranks(engine)
     return engine
 
@@ -147,9 +152,8 @@ def _compare_ranks(engine: Engine) -> None:
         )
 
 
-def _read_rank(search: Search, trace: Trace, engine: Engine) -> None:
+def _read_rank(search: Search, trace: Trace, own: Manifest | None, engine: Engine) -> None:
     pattern = search.op.region[search.backend]
-    own = read_manifest(trace.facts)
     labels = read_labels(trace)
     if not labels:
         raise BadInput(
@@ -172,6 +176,11 @@ def _read_rank(search: Search, trace: Trace, engine: Engine) -> None:
             found = nvtx_regions(limited, steps)
         if found is not None:
             _count_marked(limited, steps, learned.layers, engine)
+        elif search.method in (Method.LAUNCH_NVTX, Method.NODE_NVTX):
+            engine.losses.setdefault(case.case.phase, []).append(
+                f"{name}: --regions nvtx, and no module range reaches the kernels of some steps "
+                "(--window process records the ranges of graphs)"
+            )
         elif peer := _nearest_mock(case.case, search.mock):
             found = sequence.sequence_regions(limited, steps, peer[0].launches, learned, pattern)
             if found is not None:
@@ -295,16 +304,3 @@ def distance(a: Case, b: Case) -> tuple[float, float, float]:
         max(a.tokens, b.tokens) / max(1, min(a.tokens, b.tokens)),
         abs(a.past - b.past),
     )
-
-
-def refuse_graph_level(facts: TraceFacts) -> None:
-    if "CUPTI_ACTIVITY_KIND_GRAPH_TRACE" in facts.tables:
-        raise BadInput(
-            f"{facts.path}: recorded with --cuda-graph-trace=graph: kernels inside CUDA graphs are "
-            "not in it",
-            "record again with --cuda-graph-trace=node",
-        )
-
-
-def read_manifest(facts: TraceFacts) -> Manifest | None:
-    return manifest_from_json(facts.manifest, str(facts.path)) if facts.manifest else None

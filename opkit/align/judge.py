@@ -17,13 +17,13 @@ from typing import Any
 
 import opkit
 from opkit.align.checks import Subject, run_checks
-from opkit.align.engine import (
-    Engine,
-    Search,
-    distance,
-    read_engine,
-    read_manifest,
-    refuse_graph_level,
+from opkit.align.engine import Engine, Search, distance, read_engine
+from opkit.align.files import (
+    Files,
+    engine_backend,
+    framework_version,
+    said_backend,
+    two_frameworks,
 )
 from opkit.align.match import match_regions
 from opkit.align.policy import Policy
@@ -88,25 +88,26 @@ def judge(question: Question) -> AlignResult:
     """Compare a mock's trace with the engine's and judge both phases.
 
     Raises:
-        BadInput: a trace cannot be used, or holds nothing of the op.
+        BadInput: a trace cannot be used, is given twice, is of another backend than was asked for,
+            or holds nothing of the op.
     """
+    _region_of(question.op, question.backend)
+    files = Files(question.backend)
     with open_trace(question.mock) as trace:
-        refuse_graph_level(trace.facts)
         mock_facts = trace.facts
-        mock_manifest = read_manifest(trace.facts)
+        mock_manifest = files.admit(trace)
         regions = mock_regions(trace, question.op.name)
         silent = silent_iterations(trace, question.op.name)
         strange = intruders(trace, question.op.name)
     strict_losses: list[str] = []
     if question.strict is not None:
         with open_trace(question.strict) as trace:
-            refuse_graph_level(trace.facts)
+            files.admit(trace, alone=False)
             strict_losses = _losses(trace.facts, "strict")
             found = mock_regions(trace, question.op.name)
             regions += [region for region in found if region.variant == "strict"]
-    backend = question.backend or (mock_manifest.backend if mock_manifest else "") or "vllm"
-    if backend not in question.op.region:
-        raise BadInput(f"op {question.op.name} has no region pattern for backend {backend!r}")
+    backend = question.backend or said_backend(mock_manifest) or engine_backend(question.e2e[0])
+    _region_of(question.op, backend)
     engine = read_engine(
         question.e2e,
         Search(
@@ -116,8 +117,10 @@ def judge(question: Question) -> AlignResult:
             question.method,
             mock_manifest.tp_size if mock_manifest else 1,
         ),
+        files,
     )
-    both = strict_losses + _other_system(mock_facts, mock_manifest, engine, backend)
+    engine.frameworks = two_frameworks(mock_manifest, engine.manifest)
+    both = strict_losses + _other_system(mock_facts, mock_manifest, engine)
     for phase in question.phases:
         engine.losses.setdefault(phase, []).extend(both)
     for case, count in strange.items():
@@ -148,7 +151,9 @@ def _judge_phase(
     manifest: Manifest | None,
 ) -> PhaseResult:
     matches: list[CaseMatch] = []
-    losses = _losses(mock_facts, "mock")
+    # Two frameworks explain what else differs, so they stand first.
+    losses = [engine.frameworks] if engine.frameworks else []
+    losses += _losses(mock_facts, "mock")
     losses += [loss for facts in engine.facts for loss in _losses(facts, "E2E")]
     losses += engine.losses.get(phase, [])
     notes: list[str] = []
@@ -189,6 +194,7 @@ def _judge_phase(
         operands=manifest.operands if manifest else None,
         inputs=manifest.recipe.get("inputs", "") if manifest else "",
         strict=strict if question.strict is not None else None,
+        frameworks=engine.frameworks,
     )
     checks = run_checks(subject)
     methods = [match.method for match in matches]
@@ -293,17 +299,21 @@ def _losses(facts: TraceFacts, side: str) -> list[str]:
     return [f"{side}: nsys says {text!r}" for text in facts.losses]
 
 
-def _other_system(
-    mock_facts: TraceFacts, mock: Manifest | None, engine: Engine, backend: str
-) -> list[str]:
-    """Where the files say that mock and engine ran on other hardware, framework, model or flags."""
+def _region_of(op: Op, backend: str) -> None:
+    if backend and backend not in op.region:
+        raise BadInput(f"op {op.name} has no region pattern for backend {backend!r}")
+
+
+def _other_system(mock_facts: TraceFacts, mock: Manifest | None, engine: Engine) -> list[str]:
+    """Where the files say that mock and engine ran on other hardware, version, model or flags."""
     said: list[tuple[str, set[Any], set[Any]]] = [
         ("GPU", set(mock_facts.gpus), set(facts.gpus)) for facts in engine.facts
     ]
     if mock is not None and engine.manifest is not None:
         ours, theirs = mock, engine.manifest
+        backend = said_backend(mock)
         for what, left, right in (
-            (backend, ours.versions.get(backend), theirs.versions.get(backend)),
+            (backend, framework_version(ours, backend), framework_version(theirs, backend)),
             ("model", ours.model.get("config_sha256"), theirs.model.get("config_sha256")),
             ("ranks", ours.tp_size, theirs.tp_size),
             ("flags", shlex.join(ours.engine_args), _flags(theirs)),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -25,6 +27,7 @@ TABLE = "verdict"
 FORMAT = 1  # PRAGMA user_version of the file
 # Another process writes for milliseconds; who waits longer waits for something that hangs.
 BUSY_TIMEOUT_S = 30.0
+_ELSEWHERE = "--out names another folder"
 # The key of a backend's version in the provenance, where it is not the backend's own name.
 FRAMEWORKS = {"trtllm": "tensorrt_llm"}
 
@@ -37,8 +40,8 @@ class LedgerEntry:
         id: the alignment, as ``dsa-20261121-103000-ab12cd``; its phases share it.
         created: when it was recorded, UTC, ISO 8601.
         framework, nsys, opkit: versions; empty when unknown.
-        dtypes, layer_source, policy: JSON objects as text, keys sorted, so that equal means equal.
-        layer_digest, policy_digest: SHA-256 of the two.
+        dtypes, layer_source, policy: JSON objects as text, their keys as the manifest has them.
+        layer_digest, policy_digest: SHA-256 of the two, keys sorted: equal means equal.
         files: JSON list of the compared files with their SHA-256.
         method: how the engine's regions were found; empty when none were.
         attributed: share of the kernels that a launch and a range explain, 0 to 1.
@@ -79,11 +82,17 @@ class LedgerEntry:
         """The id's last part, ``ab12cd``: enough to name it by, but for rare twins."""
         return self.id.rsplit("-", 1)[-1]
 
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the whole alignment, as JSON-ready data with ``short``."""
+        plain = {name: value for name, value in vars(self).items() if name != "result"}
+        return plain | {name: json.loads(plain[name]) for name in _DATA} | {"short": self.short}
+
     def alignment(self) -> AlignResult:
         """The whole alignment that the entry belongs to."""
         return align_from_json(json.loads(self.result), f"ledger entry {self.id}")
 
 
+_DATA = ("dtypes", "layer_source", "policy", "files")  # columns that hold JSON
 _TYPES: dict[str, type] = {"tp_size": int, "attributed": float}
 _COLUMNS: dict[str, Any] = {
     field.name: _TYPES.get(field.name, str) for field in fields(LedgerEntry)
@@ -117,18 +126,23 @@ class Ledger:
         """
         if not result.phases:
             raise BadInput(f"{result.op}: an alignment without phases is nothing to record")
-        text = json.dumps(align_json(result), sort_keys=True)
+        data = align_json(result)
         now = self._now()
-        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        digest = _digest(data)[:6]
         name = f"{result.op}-{now:%Y%m%d-%H%M%S}-{digest}"
         shared = _shared_columns(result) | {
             "id": name,
             "created": now.isoformat(timespec="seconds"),
             "report_dir": str(report_dir or ""),
-            "result": text,
+            "result": json.dumps(data),
         }
         rows = [shared | _phase_columns(phase) for phase in result.phases]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"{self.path.parent}: cannot be written ({error.strerror})", _ELSEWHERE
+            ) from error
         # Imported by who writes: it loads numpy where that is, which takes longer than reading.
         from sqlite_utils import Database
 
@@ -136,6 +150,26 @@ class Ledger:
             # Recorded twice within a second is recorded once.
             Database(connection).table(TABLE).insert_all(rows, replace=True)
         return name
+
+    def try_out(self) -> None:
+        """See that a verdict could be recorded, before one is worked for; nothing is left behind.
+
+        Raises:
+            BadInput: the folder cannot be made or written, or the file is no ledger.
+        """
+        folder = self.path.parent
+        try:
+            if self.path.exists():
+                with self._open() as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.rollback()
+            # The folder itself is made by who has something to put into it.
+            there = next(
+                parent for parent in (folder, *folder.absolute().parents) if parent.exists()
+            )
+            os.rmdir(tempfile.mkdtemp(prefix=".opkit-", dir=there))
+        except OSError as error:
+            raise BadInput(f"{folder}: cannot be written ({error.strerror})", _ELSEWHERE) from error
 
     def entries(
         self,
@@ -180,7 +214,9 @@ class Ledger:
                 _prepare(connection, self.path)
                 yield connection
             except sqlite3.OperationalError as error:
-                raise BadInput(f"{self.path}: the ledger cannot be used ({error})") from error
+                raise BadInput(
+                    f"{self.path}: the ledger cannot be used ({error})", _ELSEWHERE
+                ) from error
             except sqlite3.DatabaseError as error:
                 raise BadInput(
                     f"{self.path}: not an opkit ledger ({error})",
@@ -225,8 +261,7 @@ def _phase_columns(phase: PhaseResult) -> dict[str, Any]:
 def _shared_columns(result: AlignResult) -> dict[str, Any]:
     known = result.provenance
     versions = known.get("versions") or {}
-    policy = _canonical(known.get("policy") or {})
-    layer_source = _canonical(known.get("layer_source") or {})
+    policy, layer_source = known.get("policy") or {}, known.get("layer_source") or {}
     return {
         "op": result.op,
         "backend": result.backend,
@@ -236,15 +271,15 @@ def _shared_columns(result: AlignResult) -> dict[str, Any]:
         "opkit": str(versions.get("opkit") or ""),
         "architecture": str((known.get("model") or {}).get("architecture") or ""),
         "tp_size": int(known.get("tp_size") or 1),
-        "dtypes": _canonical(known.get("dtypes") or {}),
-        "layer_source": layer_source,
-        "layer_digest": hashlib.sha256(layer_source.encode()).hexdigest(),
-        "policy": policy,
-        "policy_digest": hashlib.sha256(policy.encode()).hexdigest(),
-        "files": _canonical(known.get("files") or []),
+        "dtypes": json.dumps(known.get("dtypes") or {}),
+        "layer_source": json.dumps(layer_source),
+        "layer_digest": _digest(layer_source),
+        "policy": json.dumps(policy),
+        "policy_digest": _digest(policy),
+        "files": json.dumps(known.get("files") or []),
     }
 
 
-def _canonical(data: Any) -> str:
-    """JSON in which equal data is equal text."""
-    return json.dumps(data, sort_keys=True)
+def _digest(data: Any) -> str:
+    """SHA-256 of the JSON with keys sorted: that of equal data is equal."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from opkit.align import run
-from opkit.align.engine import read_manifest
+from opkit.align.files import read_manifest, refuse_other_backend
 from opkit.align.judge import Question, judge
 from opkit.align.policy import Policy, load_policy
 from opkit.align.profile.command_line import read_command
@@ -31,6 +31,27 @@ METHODS = {"auto": None, "nvtx": Method.LAUNCH_NVTX, "sequence": Method.SEQUENCE
 DEFAULT_BACKEND = "vllm"  # when the command is no server that says it
 # The bundled recordings, the mock's and the engine's.
 RECORDED = {"dsa": ("dsa-vllm-h100-mock.sqlite.gz", "dsa-vllm-h100-e2e.sqlite.gz")}
+
+
+# What tells a run how to go, with the command line's defaults; files would silently lose it. (The
+# default of --python is the machine's.)
+OF_A_MOCK: dict[str, object] = {
+    "model": None,
+    "iterations": 20,
+    "layer": 0,
+    "engine": "",
+    "seed": 0,
+}
+OF_AN_ENGINE: dict[str, object] = {
+    "mode": None,
+    "window": Collect.WAVES.value,
+    "requests": (),
+    "url": "",
+    "ranks": None,
+    "delay": 300,
+    "duration": 60,
+    "ready_limit": 900,
+}
 
 
 @dataclass(frozen=True)
@@ -150,12 +171,14 @@ def _files(options: AlignOptions) -> tuple[Path, tuple[Path, ...], Path | None] 
             "--recorded, trace files and --e2e-cmd exclude each other",
             "a run makes its own traces; files are compared without running anything",
         )
-    if (options.recorded or any(traces)) and (options.inputs != INPUTS[0] or options.captured):
-        raise WrongUsage(
-            "--inputs and --captured are for a mock that is run, and files are only compared",
-            "give --e2e-cmd, or --e2e-trace alone",
-        )
+    if options.recorded or any(traces):
+        _refuse_of_a_run(options)
     if options.recorded:
+        if options.strict:
+            raise WrongUsage(
+                "--strict runs a second mock or compares its trace, and --recorded has none",
+                "give --e2e-cmd, or files with --strict-trace",
+            )
         return _recorded(options.op)
     if any(traces):
         if options.mock_trace is None or not options.e2e_trace:
@@ -174,6 +197,24 @@ def _files(options: AlignOptions) -> tuple[Path, tuple[Path, ...], Path | None] 
             f"`opkit align {options.op} --recorded`",
         )
     return None
+
+
+def _refuse_of_a_run(options: AlignOptions) -> None:
+    """Files are only compared: options of a run would be silently lost."""
+    if options.inputs != INPUTS[0] or options.captured:
+        raise WrongUsage(
+            "--inputs and --captured are for a mock that is run, and files are only compared",
+            "give --e2e-cmd, or --e2e-trace alone",
+        )
+    _refuse(options, OF_A_MOCK | OF_AN_ENGINE, "are only compared", "give --e2e-cmd")
+
+
+def _refuse(options: AlignOptions, of_a_run: dict[str, object], why: str, hint: str) -> None:
+    given = [name for name, default in of_a_run.items() if getattr(options, name) != default]
+    if given:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        verb = "is" if len(given) == 1 else "are"
+        raise WrongUsage(f"{named} {verb} for a run, and recordings {why}", hint)
 
 
 def _recorded(op: str) -> tuple[Path, tuple[Path, ...], None]:
@@ -197,10 +238,18 @@ def _live(
     waves = tuple(parse_wave(text) for text in options.requests)
     command, seed = options.e2e_cmd, options.seed
     if not command:  # what is run beside the recording is what was recorded
+        if options.inputs != "captured" or options.captured:  # else the engine runs once more
+            _refuse(options, OF_AN_ENGINE, "are read as they are", "give --e2e-cmd")
         recorded = _recorded_manifest(options.e2e_trace[0])
+        refuse_other_backend(options.e2e_trace[0], recorded, options.backend)
         command, waves = shlex.join(recorded.command), waves or recorded.waves
         seed = options.seed or recorded.seed
     engine = read_command(command, options.engine, options.url).engine
+    if engine and options.backend not in ("", engine.name):
+        raise WrongUsage(
+            f"the command serves with {engine.name}, and --backend says {options.backend}",
+            "leave --backend out: the mock is built with the command's engine",
+        )
     backend = options.backend or (engine.name if engine else DEFAULT_BACKEND)
     _check_inputs(options, op, backend)
     name = f"align-{op.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"

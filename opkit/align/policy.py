@@ -117,7 +117,7 @@ def load_policy(path: Path | None) -> Policy:
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise BadInput(f"{path}: the policy cannot be read ({error.strerror})") from error
+        raise BadInput(f"{path}: not a readable policy ({error.strerror})") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadInput(f"{path}: not a readable policy ({error})") from error
     return replace(Policy(), **{key: _value(path, key, value) for key, value in data.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import asdict, fields, is_dataclass
@@ -20,7 +21,7 @@ from opkit.align.result import (
     PhaseResult,
     SideSummary,
 )
-from opkit.errors import BadInput
+from opkit.errors import BadInput, what_is_wrong
 from opkit.layers.op import Case, LaunchMode, Phase
 
 SCHEMA = "opkit.align/1"
@@ -76,34 +77,34 @@ def align_from_json(data: dict[str, Any], origin: str = "report") -> AlignResult
         _check_plain(found)
         _check_provenance(found.provenance)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadInput(f"{origin}: a damaged alignment report ({error!r})") from error
+        raise BadInput(f"{origin}: a damaged alignment report ({what_is_wrong(error)})") from error
     return found
 
 
 def _check_plain(made: Any) -> None:
-    """TypeError where, anywhere in ``made``, a number is none or not finite, or a text no text."""
+    """ValueError where, anywhere in ``made``, a number is none or not finite, or a text no text."""
     for field in fields(made):
         value, kind = getattr(made, field.name), str(field.type)
         if value is None and kind.endswith(" | None"):
             continue
         items = value if isinstance(value, tuple) else (value,)
-        allowed = _PLAIN.get("int" if kind.startswith("tuple[int") else kind.split(" | ")[0])
+        allowed = _PLAIN.get(kind.removeprefix("tuple[").split(" | ")[0].split(",")[0])
         for item in items:
             if is_dataclass(item):
                 _check_plain(item)
             elif allowed and not (isinstance(item, allowed) and _finite(item)):
-                raise TypeError(f"{field.name}: {item!r}")
+                raise ValueError(f"{field.name} is {json.dumps(item, default=str)}")
 
 
 def _check_provenance(known: dict[str, Any]) -> None:
-    """TypeError where a part of the provenance has another shape than reports show."""
+    """ValueError where a part of the provenance has another shape than reports show."""
     wrong = [name for name in _OBJECTS if not isinstance(known.get(name) or {}, dict)]
     for name, kind in _LISTS.items():
         items = known.get(name) or []
         if not isinstance(items, list | tuple) or not all(isinstance(item, kind) for item in items):
             wrong.append(name)
     if wrong:
-        raise TypeError(f"provenance: {', '.join(wrong)}")
+        raise ValueError(f"provenance: {', '.join(wrong)}")
 
 
 def _finite(value: Any) -> bool:
@@ -262,5 +263,7 @@ def _three(sizes: list[int] | None) -> tuple[int, int, int] | None:
     """Launch dimensions; ValueError when they are not three."""
     if sizes is None:
         return None
+    if len(sizes) != 3:
+        raise ValueError(f"launch dimensions {sizes} are not three")
     x, y, z = sizes
     return x, y, z

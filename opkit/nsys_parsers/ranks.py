@@ -43,6 +43,29 @@ class Rank:
         return self.pid >> 24 & 0xFFFFFF
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What tells a recording from others, whatever its file is called or was cut down to.
+
+    Attributes:
+        path: its file.
+        epoch_ns: start of its session in ns since 1970; None if unknown.
+        processes: of each process that ran anything on a GPU its ``globalPid``, how many kernels,
+            and its first start and last end, ns since the session's start.
+    """
+
+    path: Path
+    epoch_ns: int | None
+    processes: tuple[tuple[int, int, int, int], ...]
+
+    def same(self, other: Recording) -> bool:
+        """Whether both are of one process in one session, in whole or in part."""
+        if self.epoch_ns is not None and other.epoch_ns is not None:
+            pids = {pid for pid, *_ in self.processes} & {pid for pid, *_ in other.processes}
+            return self.epoch_ns == other.epoch_ns and bool(pids)
+        return self.processes == other.processes
+
+
 def numbers(paths: Sequence[Path], partial: bool = False) -> list[int]:
     """Rank numbers of files, from what their names differ in; else their order.
 
@@ -135,7 +158,7 @@ def find(
     """
     seen: list[tuple[int, int, int, tuple[int, ...], int]] = []
     spans = []
-    recordings: dict[object, Path] = {}
+    recordings: list[Recording] = []
     for file, folder in enumerate(folders):
         rows = db.execute(
             f"""
@@ -148,13 +171,13 @@ def find(
         ran = [row for row in rows if row[2]]
         if not ran:
             raise BadInput(f"rank {found[file]}: {facts[file].path}: no GPU kernels in this export")
-        what = (facts[file].epoch_ns, tuple((r[0], *r[2:]) for r in ran))
-        if what in recordings:
-            raise BadInput(
-                f"{facts[file].path} and {recordings[what]} hold the same recording",
-                "one file a rank",
-            )
-        recordings[what] = facts[file].path
+        own = Recording(facts[file].path, facts[file].epoch_ns, tuple((r[0], *r[2:]) for r in ran))
+        for other in recordings:
+            if own.same(other):
+                raise BadInput(
+                    f"{own.path} and {other.path} hold the same recording", "one file a rank"
+                )
+        recordings.append(own)
         spans.append((min(r[3] for r in ran) + shifts[file], max(r[4] for r in ran) + shifts[file]))
         for pid, devices, count, _, _ in ran:
             seen.append((found[file], file, pid, tuple(d for d in devices if d is not None), count))

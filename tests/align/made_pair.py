@@ -213,6 +213,13 @@ def mock(
     return line.export
 
 
+def session(made: Export, number: int) -> Export:
+    """The export as one of a session of its own: equal kernels in another session are another
+    rank's."""
+    made.add("TARGET_INFO_SESSION_START_TIME", utcEpochNs=1_790_000_000_000_000_000 + number)
+    return made
+
+
 def manifest(side: str, **more: Any) -> str:
     said = {"schema": "opkit.manifest/1", "side": side, "backend": "vllm", **more}
     return json.dumps(said)

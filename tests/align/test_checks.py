@@ -255,7 +255,7 @@ def test_another_grid_or_block_of_an_equal_kernel_fails(field: str) -> None:
     assert result.kernels == ("sparse_attn_fwd_kernel",)
     assert "(64, 1, 1)" in result.detail
     assert "(132, 1, 1)" in result.detail
-    assert result.cause == causes.OTHER_SHAPE.cause
+    assert result.cause == causes.OTHER_GRIDS.cause
 
 
 def test_an_unknown_cache_length_is_no_evidence() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gpu_export import Export
-from made_pair import CASES, CONTEXT, GENERATION, OPERAND, engine, mock
+from made_pair import CASES, CONTEXT, GENERATION, OPERAND, engine, mock, session
 
 from opkit.align import judge as judge_module
 from opkit.align.engine import engine_shapes
@@ -218,7 +218,10 @@ def test_losses_that_nsys_reports_are_inconclusive(tmp_path: Path) -> None:
 
 def test_every_rank_counts(e2e: Path, tmp_path: Path) -> None:
     mock_path = mock().write(tmp_path / "mock.sqlite")
-    good = judge(Question(DSA, mock_path, (e2e, e2e)))
+    first, second = (
+        session(engine(), number).write(tmp_path / f"{number}.sqlite") for number in (0, 1)
+    )
+    good = judge(Question(DSA, mock_path, (first, second)))
     assert good.verdict is Outcome.PASS
     assert good.phases[0].cases[0].e2e.regions == 8
     other = engine(attention=(without(CONTEXT, "concat_and_cache"), GENERATION))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,69 @@ def test_a_row_per_phase_with_all_that_it_holds_for(tmp_path: Path) -> None:
         "opkit": "0.1.0",
         "architecture": "DeepseekV32ForCausalLM",
         "tp_size": 2,
-        "dtypes": '{"kv_cache": "fp8", "weights": "bfloat16"}',
+        "dtypes": '{"weights": "bfloat16", "kv_cache": "fp8"}',
         "layer_source": '{"deepseek_v2.py": "ab12"}',
         "policy": '{"latency": 0.1}',
-        "files": '[{"bytes": 7, "name": "e2e.sqlite", "sha256": "9c2e"}]',
+        "files": '[{"name": "e2e.sqlite", "sha256": "9c2e", "bytes": 7}]',
         "method": "module range of the launch",
         "attributed": 0.99,
         "report_dir": str(tmp_path / "report"),
     }
     assert entry.alignment() == result()
+
+
+def test_what_is_stored_keeps_its_order_and_digests_do_not_depend_on_it(tmp_path: Path) -> None:
+    versions = {"vllm": "0.24.0", "nsys": "2024.2.3", "cuda": "12.9"}
+    known = result().provenance | {"versions": versions, "policy": {"latency": 0.1, "glue": 2}}
+    turned = known | {"policy": {"glue": 2, "latency": 0.1}}
+    for minutes, each in enumerate((known, turned)):
+        ledger(tmp_path, minutes).record(dataclasses.replace(result(), provenance=each))
+    new, old = ledger(tmp_path).entries(phase="context")
+    assert list(old.alignment().provenance["versions"]) == list(versions)
+    assert list(old.alignment().provenance) == list(known)
+    assert old.as_json()["policy"] == {"latency": 0.1, "glue": 2}
+    assert (old.policy, old.policy_digest) != (new.policy, new.policy_digest)
+    assert old.policy_digest == new.policy_digest
+    assert old.short == new.short
+
+
+def test_an_entry_as_json_holds_no_json_in_strings(tmp_path: Path) -> None:
+    ledger(tmp_path).record(result())
+    found = ledger(tmp_path).entries(phase="context")[0].as_json()
+    assert found["dtypes"] == {"weights": "bfloat16", "kv_cache": "fp8"}
+    assert found["layer_source"] == {"deepseek_v2.py": "ab12"}
+    assert found["policy"] == {"latency": 0.1}
+    assert found["files"] == [{"name": "e2e.sqlite", "sha256": "9c2e", "bytes": 7}]
+    assert found["id"].endswith(found["short"])
+    assert "result" not in found
+
+
+def test_trying_out_leaves_nothing(tmp_path: Path) -> None:
+    ledger(tmp_path).try_out()
+    assert list(tmp_path.iterdir()) == []
+    ledger(tmp_path).record(result())
+    ledger(tmp_path).try_out()
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["ledger.sqlite"]
+    assert len(ledger(tmp_path).entries()) == 2
+
+
+def nowhere(_tmp_path: Path) -> Path:
+    return Path("/proc/x/ledger.db")
+
+
+def below_a_file(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "ledger.db"
+
+
+@pytest.mark.parametrize("place", [nowhere, below_a_file])
+def test_where_nothing_can_be_written(place: Callable[[Path], Path], tmp_path: Path) -> None:
+    kept = Ledger(place(tmp_path))
+    for use in (kept.try_out, lambda: kept.record(result())):
+        with pytest.raises(BadInput, match=r"^[^ ]*: cannot be written \(") as caught:
+            use()
+        assert caught.value.hint == "--out names another folder"
+        assert str(kept.path.parent) in str(caught.value)
 
 
 def test_what_is_asked_for_comes_newest_first(tmp_path: Path) -> None:
@@ -143,7 +198,12 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     db.close()
     for path in (text, foreign):
         before = path.read_bytes()
-        for use in (Ledger(path).entries, lambda path=path: Ledger(path).record(result())):
+        uses = (
+            Ledger(path).entries,
+            Ledger(path).try_out,
+            lambda path=path: Ledger(path).record(result()),
+        )
+        for use in uses:
             with pytest.raises(BadInput, match="not an opkit ledger"):
                 use()
         assert path.read_bytes() == before

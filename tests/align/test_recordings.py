@@ -41,12 +41,12 @@ REASONS: dict[str, dict[Phase, tuple[str, str, str]]] = {
         GENERATION: ("missing/extra", "missing in the mock", "skips the indexer"),
     },
     "batch": {
-        CONTEXT: ("launch", "grid (2048, 1, 1)", "another input shape"),
-        GENERATION: ("launch", "grid (4, 1, 1)", "another input shape"),
+        CONTEXT: ("launch", "grid (2048, 1, 1)", "other grids or blocks"),
+        GENERATION: ("launch", "grid (4, 1, 1)", "other grids or blocks"),
     },
     "batch_labelled": {
-        CONTEXT: ("launch", "mock ran 2 × 1,024, E2E ran 1 × 1,024", "another input shape"),
-        GENERATION: ("launch", "mock ran 2 × 1 @ 517", "another input shape"),
+        CONTEXT: ("launch", "mock ran 2 × 1,024, E2E ran 1 × 1,024", "ran other shapes"),
+        GENERATION: ("launch", "mock ran 2 × 1 @ 517", "ran other shapes"),
     },
     "extra_elementwise": {
         CONTEXT: ("missing/extra", "extra in the mock: vectorized_elementwise", "extra work"),

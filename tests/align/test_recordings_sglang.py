@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from opkit.align import sequence
-from opkit.align.engine import engine_shapes, read_manifest
+from opkit.align.engine import engine_shapes
+from opkit.align.files import read_manifest
 from opkit.align.regions import CaseRegions, Launch, mark_layers, nvtx_regions, read_steps
 from opkit.align.result import Method
 from opkit.align.shapes import CaseSteps, case_steps, read_labels

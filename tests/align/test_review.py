@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from gpu_export import Export
-from made_pair import CASES, CONTEXT, GENERATION, LAYERS, Kernels, engine, mock
+from made_pair import CASES, CONTEXT, GENERATION, LAYERS, Kernels, engine, mock, session
 from made_subject import (
     OPERAND,
     PAIRS,
@@ -174,9 +174,9 @@ def test_a_layer_missing_in_some_steps_is_inconclusive(true_mock: Path, tmp_path
 
 def test_a_rank_without_the_phase_is_inconclusive(true_mock: Path, tmp_path: Path) -> None:
     # GIVEN two ranks, the second without a decode step
-    whole = written(engine(), tmp_path / "rank0.sqlite")
+    whole = written(session(engine(), 0), tmp_path / "rank0.sqlite")
     part = written(
-        engine(),
+        session(engine(), 1),
         tmp_path / "rank1.sqlite",
         "DELETE FROM NVTX_EVENTS WHERE text LIKE 'execute_context_0(%' OR textId IN "
         "(SELECT id FROM StringIds WHERE value LIKE 'execute_context_0(%')",
@@ -187,7 +187,7 @@ def test_a_rank_without_the_phase_is_inconclusive(true_mock: Path, tmp_path: Pat
 
 
 def test_two_equal_ranks_still_pass(true_mock: Path, tmp_path: Path) -> None:
-    ranks = tuple(written(engine(), tmp_path / f"rank{n}.sqlite") for n in range(2))
+    ranks = tuple(written(session(engine(), n), tmp_path / f"rank{n}.sqlite") for n in range(2))
     assert judge(Question(DSA, true_mock, ranks)).verdict is Outcome.PASS
 
 

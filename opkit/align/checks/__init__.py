@@ -25,7 +25,7 @@ IDENTITY = ("names", "counts", "missing/extra")
 def run_checks(subject: Subject) -> tuple[CheckResult, ...]:
     """All checks, in the order in which a reader wants them."""
     if not subject.cases:  # nothing to compare: one sentence why, no empty rules
-        return (evidence(subject),)
+        return _of_two_frameworks(subject, (evidence(subject),))
     # Another shape or launch mode explains most of what follows it.
     checks: list[Callable[[Subject], CheckResult]] = [
         evidence,
@@ -39,7 +39,8 @@ def run_checks(subject: Subject) -> tuple[CheckResult, ...]:
     if subject.strict is not None:
         checks.append(strict)
     results = _led_back(tuple(check(subject) for check in checks))
-    return _of_unknown_length(subject, _explained_by_shape(results))
+    results = _of_unknown_length(subject, _explained_by_shape(results))
+    return _of_two_frameworks(subject, results)
 
 
 def _led_back(results: tuple[CheckResult, ...]) -> tuple[CheckResult, ...]:
@@ -56,6 +57,23 @@ def _led_back(results: tuple[CheckResult, ...]) -> tuple[CheckResult, ...]:
         replace(r, cause=advice.cause, next_step=advice.next_step)
         if r.check == "latency" and r.outcome is Outcome.FAIL
         else r
+        for r in results
+    )
+
+
+def _of_two_frameworks(
+    subject: Subject, results: tuple[CheckResult, ...]
+) -> tuple[CheckResult, ...]:
+    """A mock of one framework beside an engine of another: all that differs comes of it."""
+    if not subject.frameworks:
+        return results
+    first, follows = causes.OTHER_FRAMEWORK, causes.FOLLOWS_FRAMEWORK
+    return tuple(
+        r
+        if r.outcome is Outcome.PASS or r.cause == causes.DEGENERATE.cause
+        else replace(r, cause=first.cause, next_step=first.next_step)
+        if r.check == "evidence"
+        else replace(r, cause=follows.cause, next_step=follows.next_step)
         for r in results
     )
 
@@ -79,7 +97,8 @@ def _of_unknown_length(
 
 def _explained_by_shape(results: tuple[CheckResult, ...]) -> tuple[CheckResult, ...]:
     """Where another shape ran, what else differs is its consequence, and is said to be."""
-    if not any(r.cause == causes.OTHER_SHAPE.cause for r in results):
+    shaped = (causes.OTHER_SHAPE.cause, causes.OTHER_GRIDS.cause)
+    if not any(r.cause in shaped for r in results):
         return results
     follows = causes.FOLLOWS_SHAPE
     return tuple(

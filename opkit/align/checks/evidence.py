@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opkit.align import causes
-from opkit.align.checks.subject import Subject, result
+from opkit.align.checks.subject import MAX_SHOWN, Subject, result
 from opkit.align.result import CheckResult, Outcome
 
 
@@ -41,8 +41,20 @@ def evidence(subject: Subject) -> CheckResult:
     aside = f"; {wrong} regions set aside: nsys calls a graph's kernel a copy" if wrong else ""
     good = (
         f"{regions} E2E regions, at least {least:.1%} of their steps' kernels linked to launches"
-        f"{aside}"
+        f"{_of_one_step(subject)}{aside}"
     )
     if not subject.cases:
         problems.append("no case was found on both sides")
     return result("evidence", problems, good, (), advice, Outcome.INCONCLUSIVE)
+
+
+def _of_one_step(subject: Subject) -> str:
+    """The cases whose regions are the layers of a single step: they repeat no step. A step of
+    several ranks counts once a rank."""
+    once = [match.e2e.case.label() for match in subject.cases if match.steps == 1]
+    if not once:
+        return ""
+    if len(once) == len(subject.cases):
+        return "; each case of one step"
+    more = f" and {len(once) - MAX_SHOWN} more" if len(once) > MAX_SHOWN else ""
+    return f"; of one step: {', '.join(once[:MAX_SHOWN])}{more}"

@@ -136,17 +136,16 @@ def _side_time(pair: KernelPair) -> str:
 
 def launch(subject: Subject) -> CheckResult:
     """Same shape, same launch mode, and equal grid and block for kernels of equal name."""
-    problems, kernels = [], []
-    advice = causes.OTHER_SHAPE
+    problems, modes_differ, shapes_differ = [], False, False
     for match in subject.cases:
         where = match.e2e.case.label()
         if match.mock.mode != match.e2e.mode or match.mock.mode is None:
             mock_mode, e2e_mode = match.mock.mode or "mixed", match.e2e.mode or "mixed"
             problems.append(f"{where}: mock {mock_mode}, E2E {e2e_mode}")
-            advice = causes.EAGER_NOT_GRAPH
+            modes_differ = True
         if not _same_shape(match):
             problems.append(f"mock ran {match.mock.case.label()}, E2E ran {where}")
-            advice = causes.OTHER_SHAPE
+            shapes_differ = True
     rows = [
         (m, p)
         for m, p in all_pairs(subject)
@@ -165,10 +164,21 @@ def launch(subject: Subject) -> CheckResult:
         )
 
     problems += grouped(rows, say)
-    kernels += [p.name for _, p in rows]
+    if shapes_differ:
+        advice = causes.OTHER_SHAPE
+    elif modes_differ:
+        advice = causes.EAGER_NOT_GRAPH
+    else:
+        advice = causes.AUTOTUNED if all(_of_triton(p) for _, p in rows) else causes.OTHER_GRIDS
     modes = sorted({str(m.e2e.mode) for m in subject.cases})
     good = f"equal grids and blocks; {', '.join(modes)} on both sides"
-    return result("launch", problems, good, kernels, advice)
+    return result("launch", problems, good, (p.name for _, p in rows), advice)
+
+
+def _of_triton(pair: KernelPair) -> bool:
+    """Triton's kernels, and Inductor's of other families (casts), by their names."""
+    side = pair.e2e or pair.mock
+    return side is not None and (side.family == "triton" or "triton" in side.name.lower())
 
 
 def _same_shape(match: CaseMatch) -> bool:

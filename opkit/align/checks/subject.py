@@ -30,6 +30,7 @@ class Subject:
             when its trace does not say.
         strict: summed GPU time of the strict variant over the mock's, by case label; empty without
             ``--strict``.
+        frameworks: the mock's and the engine's, where they are two; else empty.
     """
 
     op: Op
@@ -39,6 +40,7 @@ class Subject:
     operands: tuple[Operand, ...] | None = None
     inputs: str = ""
     strict: dict[str, float] | None = None
+    frameworks: str = ""
 
 
 def result(

@@ -124,8 +124,8 @@ def _by_own(policy: Policy) -> str:
 def _of_this_phase(subject: Subject) -> list[Operand]:
     """Weights, and what was sampled in the phase that is judged.
 
-    Decode steps read a cache that prefills of the same recipe have written: for generation context's
-    operands count too. Mocks name activations by their phase, as ``context o_proj.input``.
+    Decode steps read a cache that prefills of the same recipe have written: for generation the
+    operands of context count too. Mocks name activations by phase, as ``context o_proj.input``.
     """
     phases = {match.e2e.case.phase for match in subject.cases}
     others = (f"{Phase.GENERATION} ",) if phases == {Phase.CONTEXT} else ()
