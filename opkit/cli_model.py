@@ -21,6 +21,8 @@ from opkit.layers.checkpoint import (
 )
 from opkit.reports.parse_bar import ParseBar
 
+LINE_S = 5.0  # between lines on a stderr that is no terminal
+
 
 @click.group()
 def model() -> None:
@@ -96,8 +98,13 @@ def make(
             show_parts(_listed(found, summary))
         return EXIT_PASS
     assert out is not None
-    with ParseBar() as bar:
-        write_checkpoint(found, out, force=force, say=bar)
+    with ParseBar(every_s=LINE_S) as bar:
+
+        def say(file: str, done: float) -> None:
+            whole = found.total_bytes / 1e9
+            bar(f"{file}: {done * whole:.1f} of {whole:.1f} GB", done)
+
+        write_checkpoint(found, out, force=force, say=say)
     if as_json:
         show(json.dumps({**summary, "folder": str(out)}, indent=1) + "\n")
     else:

@@ -17,16 +17,30 @@ BAR = 28  # cells
 
 
 class ParseBar(LiveLog):
-    """Call it with what is read and how much of it is done (0 to 1); use as a context manager."""
+    """Call it with what is read and how much of it is done (0 to 1); use as a context manager.
+
+    Args:
+        console: where to; by default stderr.
+        clock: seconds, monotonic.
+        every_s: where there is no terminal, a plain line each so many seconds; 0: none.
+    """
 
     def __init__(
-        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        every_s: float = 0.0,
     ) -> None:
         super().__init__(console, clock)
         self._what, self._done = "", 0.0
+        self._every = every_s
+        self._next_line = self._began + QUIET_S
 
     def __call__(self, what: str, done: float) -> None:
         self._what, self._done = what, done
+        if self._live is None and self._every and (now := self._clock()) >= self._next_line:
+            self._print(f"{what} ({done:.0%})", now)
+            self._next_line = now + self._every
 
     def _live_part(self) -> RenderableType:
         elapsed = self._clock() - self._began

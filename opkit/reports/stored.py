@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,9 +180,14 @@ def _what_there_is(entries: list[LedgerEntry], out: Path) -> str:
     ids = list(dict.fromkeys(entry.id for entry in entries))
     made = sorted(path.parent.name for path in (out / FOLDER).glob(f"*/{NAME}"))
     benches = sorted((p.parent.name for p in (out / "bench").glob(f"*/{SUMMARY}")), reverse=True)
+    listed = f"`opkit status --out {shlex.quote(str(out))}`"
     lines = [
-        f"{what} in {out}: {', '.join(names[:LISTED])}{_more(names)}"
-        for what, names in (("verdicts", ids), ("collections", made), ("benchmarks", benches))
+        f"{what} in {out}: {', '.join(names[:LISTED])}{_more(names, where)}"
+        for what, names, where in (
+            ("verdicts", ids, listed),
+            ("collections", made, listed),
+            ("benchmarks", benches, f"folders in {out / 'bench'}"),
+        )
         if names
     ]
     return "\n".join(lines) or (
@@ -190,5 +196,5 @@ def _what_there_is(entries: list[LedgerEntry], out: Path) -> str:
     )
 
 
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - LISTED} more (`opkit status`)" if len(names) > LISTED else ""
+def _more(names: list[str], where: str) -> str:
+    return f" and {len(names) - LISTED} more ({where})" if len(names) > LISTED else ""

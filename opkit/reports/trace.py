@@ -10,7 +10,7 @@ from rich.text import Text
 
 from opkit.nsys_parsers.views.diff import Diff, Difference, Side
 from opkit.nsys_parsers.views.summary import Attributed, Summary
-from opkit.reports.columns import NOTHING, Column, table
+from opkit.reports.columns import NARROWEST_FLEXIBLE, NOTHING, Column, table
 
 WIDEST = 160
 NO_MODULE = "(in no range)"
@@ -28,8 +28,15 @@ def duration(ns: float | None) -> str:
     return f"{ns / 1e9:,.4g} s" if abs(ns) < 1e12 else f"{ns / 1e9:,.0f} s"
 
 
-def print_kernels(rows: Sequence[Row], about: Row, more: int, console: Console) -> None:
-    """Kernels by name, longest total first; ``more`` are not shown."""
+def print_kernels(
+    rows: Sequence[Row], about: Row, more: int, console: Console, level: str = "demangled"
+) -> None:
+    """Kernels by name, longest total first; ``more`` are not shown.
+
+    Args:
+        level: what ``name`` of a row is: ``demangled``, ``short`` or ``family``.
+    """
+    by_family = level == "family"
     columns = [
         _share(rows),
         _time("total", rows, "total_ns"),
@@ -39,10 +46,16 @@ def print_kernels(rows: Sequence[Row], about: Row, more: int, console: Console) 
         _time("max", rows, "max_ns", leaves=3),
         _time("std dev", rows, "stddev_ns", leaves=4),
         Column("in graphs", [_part(r["graph_calls"], r["calls"]) for r in rows], True, leaves=5),
-        Column("family", [Text(r["family"], style="cyan") for r in rows], leaves=2),
-        Column("kernel", [Text(r["short"]) for r in rows], flexible=True),
-    ]
-    _show(columns, more, "kernel names", console)
+        # What is grouped by never leaves.
+        Column(
+            "family", [Text(r["family"], style="cyan") for r in rows], leaves=0 if by_family else 2,
+        ),
+        Column(
+            "most in" if by_family else "kernel", [Text(r["short"]) for r in rows], flexible=True,
+            narrowest=28 if by_family else NARROWEST_FLEXIBLE, leaves=int(by_family),
+        ),
+    ]  # fmt: skip
+    _show(columns, more, "families" if by_family else "kernel names", console)
     _lost(about, console)
 
 

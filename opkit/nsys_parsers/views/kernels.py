@@ -49,6 +49,8 @@ def kernels_view(
 ) -> View:
     """Kernels (with ``copies`` also copies and fills) by name, longest total first.
 
+    ``short`` and ``family`` of a row are those of its kernel with the most time.
+
     Args:
         level: the name to group by: ``demangled``, ``short`` or ``family``.
     """
@@ -60,10 +62,15 @@ def kernels_view(
             FROM kernel k WHERE {where}),
         named AS (SELECT {key} AS name, g.*, n.short, n.family
                   FROM grouped g JOIN name n ON n.id = g.name_id),
-        summed AS (SELECT name, {STATISTICS}, min(short) AS short, min(family) AS family,
-                          count(DISTINCT name_id) AS names FROM named GROUP BY 1)
-        SELECT name, total_ns / greatest(sum(total_ns) OVER (), 1) AS share, * EXCLUDE (name)
-        FROM summed ORDER BY total_ns DESC, calls, name"""
+        summed AS (SELECT name, {STATISTICS}, count(DISTINCT name_id) AS names
+                   FROM named GROUP BY 1),
+        parts AS (SELECT name, short, family, sum(ns) AS part_ns FROM named GROUP BY 1, 2, 3),
+        most AS (SELECT name, first(short ORDER BY part_ns DESC, short, family) AS short,
+                        first(family ORDER BY part_ns DESC, short, family) AS family
+                 FROM parts GROUP BY 1)
+        SELECT name, total_ns / greatest(sum(total_ns) OVER (), 1) AS share,
+               * EXCLUDE (name, names), names
+        FROM summed JOIN most USING (name) ORDER BY total_ns DESC, calls, name"""
     counted = _UNATTRIBUTED.format(where=where, unnamed=literal(UNNAMED))
     launch, node, name = table.rows(counted)[0]
     return View("kernels", sql, _about(table.facts, launch, node, name))

@@ -70,7 +70,7 @@ def write_perfetto(
         )
         part.replace(path)
     except duckdb.IOException as error:
-        raise OSError(0, first_line(error), str(path)) from error
+        raise OSError(0, first_line(error).rpartition(": ")[2], str(path)) from error
     except duckdb.DataError as error:
         raise BadInput(f"times of this trace are damaged ({first_line(error)})") from error
     finally:

@@ -133,8 +133,10 @@ def write_parquet(table: KernelTable, view: View, path: Path) -> None:
     try:
         table.db.execute(f"COPY ({view.sql}) TO '{quoted(part)}' ({PARQUET})")
         part.replace(path)
-    except duckdb.IOException as error:
-        raise OSError(0, first_line(error), str(path)) from error
+    except duckdb.IOException as error:  # `IO Error: Cannot open file "….part": Permission denied`
+        raise OSError(0, first_line(error).rpartition(": ")[2], str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
