@@ -13,40 +13,64 @@ import click
 from opkit import __version__
 from opkit.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, OpkitError
 
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each ends opkit as Ctrl-C does
+
 
 def main() -> None:
     """Entry point: turns every failure into one sentence on stderr and an exit code."""
-    # Whoever ends opkit politely gets what Ctrl-C gets: all that was started is ended first.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
-            signal.signal(number, _interrupt)
+    heard: list[str] = []
     try:
+        _listen(heard)
         sys.exit(cli.main(prog_name="opkit", standalone_mode=False))
-    except click.exceptions.NoArgsIsHelpError as error:
+    except (click.Abort, KeyboardInterrupt):
+        code = _interrupted()
+    except Exception as error:
+        # A compiled library may answer a signal in its own words: DuckDB raises RuntimeError
+        # ("Query interrupted"), one that is being imported ImportError.
+        code = _interrupted() if heard else _say(error)
+    sys.exit(code)
+
+
+def _listen(heard: list[str]) -> None:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: all that was started is ended first.
+
+    Args:
+        heard: takes the name of every signal that came.
+    """
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        heard.append(signal.Signals(number).name)
+        raise KeyboardInterrupt(heard[-1])
+
+    for number in HEARD:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+            signal.signal(number, interrupt)
+
+
+def _interrupted() -> int:
+    _complain("interrupted; everything that was started has been ended")
+    return EXIT_INTERRUPTED
+
+
+def _say(error: Exception) -> int:
+    """The failure in one sentence, and its exit code."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
+        return error.exit_code
+    if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "opkit"
         _complain(error.format_message(), f"`{command} --help` lists the options")
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted; everything that was started has been ended")
-        sys.exit(EXIT_INTERRUPTED)
-    except OpkitError as error:
+        return error.exit_code
+    if isinstance(error, OpkitError):
         _complain(str(error), error.hint or "")
-        sys.exit(error.exit_code)
-    except OSError as error:  # a full disk, a folder that may not be written
+        return error.exit_code
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written
         _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
-        sys.exit(EXIT_BAD_INPUT)
-    except Exception:
-        traceback.print_exc()
-        _complain("this is a bug in opkit; please report it with the lines above")
-        sys.exit(EXIT_BUG)
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
+        return EXIT_BAD_INPUT
+    traceback.print_exception(error)
+    _complain("this is a bug in opkit; please report it with the lines above")
+    return EXIT_BUG
 
 
 def _complain(sentence: str, hint: str = "") -> None:
@@ -86,7 +110,12 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """The command, or None when there is none of that name."""
         home = COMMANDS.get(cmd_name)
-        command = getattr(importlib.import_module(home), cmd_name) if home else None
+        # Signals wait meanwhile: a compiled library that is half imported may crash at the end.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+        try:
+            command = getattr(importlib.import_module(home), cmd_name) if home else None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return command if isinstance(command, click.Command) else None
 
 

@@ -79,7 +79,7 @@ Seconds = click.FloatRange(min=0)
     type=click.Choice(list(asked.METHODS)),
     default="auto",
     show_default=True,
-    help="How to find regions in trace files.",
+    help="How to find regions in trace files; nvtx: by module ranges only.",
 )
 @click.option(
     "--iterations",
@@ -144,6 +144,9 @@ def align(no_doctor: bool, dry_run: bool, as_json: bool, verbose: bool, **given:
         data = {"schema": "opkit.dry_run/1", "lines": text.splitlines()}
         show(json.dumps(data, indent=1) + "\n" if as_json else text)
         return 0
+    ledger = Ledger(options.out / "ledger.db")
+    if options.mock_trace or options.e2e_trace or options.e2e_cmd:
+        ledger.try_out()
     with Progress() as progress:
         found = asked.answer(options, progress, None if no_doctor else _look_first(progress))
     if as_json:
@@ -151,7 +154,7 @@ def align(no_doctor: bool, dry_run: bool, as_json: bool, verbose: bool, **given:
     else:
         show(shown(lambda console: print_align(found.result, console, verbose=verbose)))
     if found.keep:
-        name = Ledger(options.out / "ledger.db").record(found.result, found.folder)
+        name = ledger.record(found.result, found.folder)
         print(f"recorded as {name}; files in {found.folder}", file=sys.stderr)
     elif options.recorded:
         print("a bundled recording enters no ledger; a run with --e2e-cmd does", file=sys.stderr)
@@ -180,12 +183,9 @@ def status(op: str | None, out: Path, as_json: bool) -> None:
     entries = Ledger(out / "ledger.db").entries(find_op(op).name if op else None)
     collections = find_records(out, op)
     if as_json:
-        rows = [
-            {k: v for k, v in vars(entry).items() if k != "result"} | {"short": entry.short}
-            for entry in entries
-        ]
+        rows = [entry.as_json() for entry in entries]
         made = [{"folder": str(folder), **asdict(record)} for folder, record in collections]
-        found = {"schema": "opkit.status/1", "entries": rows, "collections": made}
+        found = {"schema": "opkit.status/2", "entries": rows, "collections": made}
         show(json.dumps(found, indent=1) + "\n")
         return
 

@@ -30,6 +30,7 @@ _SEVERAL = {
     r"--engine-args": re.compile(r"\w+=.*", re.DOTALL),
 }
 _DASHES = re.compile(r"^--[a-z_-]+")  # an option's name, up to = where its value follows
+NAMED = 4  # failed tests that the last sentence names
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -194,7 +195,8 @@ def bench(
     if found.interrupted:
         raise click.Abort
     if found.failures:
-        first, others = found.failures[0], len(found.failures) - 1
-        more = f"; {others} more failed" if others else ""
-        raise RunFailed(f"{first.test or first.model}: {first.why}{more}")
+        # Each was told when it happened, and stands in the result.
+        failed = list(dict.fromkeys(each.test or each.model for each in found.failures))
+        more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        raise RunFailed(f"failed, as told above: {', '.join(failed[:NAMED])}{more}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -43,7 +44,8 @@ def write_file(path: Path, text: str, *, force: bool) -> None:
     """Write a result to a file, in one step, and say so on stderr; ``-`` is stdout.
 
     Raises:
-        BadInput: the file exists and is not to be overwritten, or there is no such folder.
+        BadInput: the file exists and is not to be overwritten, there is no such folder, or it
+            cannot be written.
     """
     if str(path) == "-":
         show(text)
@@ -60,6 +62,9 @@ def write_file(path: Path, text: str, *, force: bool) -> None:
     try:
         part.write_text(text, "utf-8")
         part.replace(target)
+    except OSError as error:  # it names a file that nobody asked for
+        raise BadInput(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     print(f"wrote {path} ({len(text.encode()) / 1000:,.0f} kB)", file=sys.stderr)

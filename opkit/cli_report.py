@@ -12,6 +12,7 @@ import click
 
 from opkit.cli_output import PathType, show, shown, write_file
 from opkit.errors import EXIT_FAIL, EXIT_PASS, WrongUsage
+from opkit.reports.progress import Progress
 from opkit.reports.stored import (
     Stored,
     StoredAlignment,
@@ -24,7 +25,10 @@ from opkit.reports.stored import (
 @click.command()
 @click.argument("asked", metavar="[ID]", default="")
 @click.option(
-    "--html", type=PathType, metavar="FILE", help="Write one page that opens offline; - is stdout."
+    "--html",
+    type=PathType,
+    metavar="FILE",
+    help="Write one page that opens offline, also of --compare; - is stdout.",
 )
 @click.option("--markdown", is_flag=True, help="Print Markdown, as a pull request takes it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the stored result as one JSON object.")
@@ -173,7 +177,9 @@ def _write_html(found: Stored, html: Path, shipped: tuple[Path, ...], force: boo
     from opkit.collect.desk.read import read_collection
     from opkit.reports.html.collection import collection_page
 
-    page = collection_page(desk_of(read_collection(found.folder), shipped))
+    with Progress() as say:  # its charts take seconds
+        say(f"drawing the page of {found.name}")
+        page = collection_page(desk_of(read_collection(found.folder), shipped))
     write_file(path, page, force=force)
 
 
@@ -248,7 +254,10 @@ def _compare_collections(
     if isinstance(form, Page):
         from opkit.reports.html.compare_rows import compare_rows_page
 
-        form.write(left, right, compare_rows_page(found))
+        with Progress() as say:
+            say(f"drawing the page of {left.name} and {right.name}")
+            page = compare_rows_page(found)
+        form.write(left, right, page)
     elif form == "json":
         show(_dump(found.to_json()))
     elif form == "markdown":

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def trace_kernels(
         return
     with _opened(files, how) as table:
         view = kernels_view(table, chosen, level, copies)
-        _answer(table, chosen, view, reports.print_kernels, **given)
+        _answer(table, chosen, view, partial(reports.print_kernels, level=level), **given)
 
 
 @trace.command("steps")
@@ -367,6 +368,8 @@ def _write(
     for path in (parquet, perfetto):
         if path is not None and (path.is_dir() or not path.name):
             raise BadInput(f"{path}: is a folder, not a file to write")
+        if path is not None and not path.parent.is_dir():
+            raise BadInput(f"{path}: no such folder as {path.parent}")
     if parquet is not None and view is not None:
         write_parquet(table, view, parquet)
     if perfetto is not None:

@@ -35,6 +35,13 @@ class OpkitError(Exception):
         self.hint = hint
 
 
+def what_is_wrong(error: Exception) -> str:
+    """What the reader of a JSON file stumbled over: Python's own words are about its types."""
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]} is missing"
+    return str(error) if isinstance(error, ValueError) else "a part of it has another form"
+
+
 class WrongUsage(OpkitError):
     """Options that do not go together (exit 2)."""
 

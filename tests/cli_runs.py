@@ -57,7 +57,7 @@ def run_main(
 ) -> Ran:
     """``opkit WORDS`` in this process."""
     monkeypatch.setattr(sys, "argv", ["opkit", *map(str, words)])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in cli.HEARD}
     capsys.readouterr()
     try:
         with pytest.raises(SystemExit) as ended:

@@ -110,11 +110,28 @@ def test_a_server_through_its_url(bench: Bench) -> None:
     assert found["models"][0]["engine"]["url"] == url
 
 
-def test_a_failed_test_is_told_twice_and_costs_the_exit_code(bench: Bench) -> None:
+def test_a_failed_test_is_told_once_on_either_stream_and_costs_the_exit_code(bench: Bench) -> None:
     ran = bench(*VLLM, "-p", 16, 5000, "-n", 0)
     assert ran.code == 6
-    assert "FAILED pp5000: 5,001 tokens do not fit" in ran.out
-    assert "opkit: pp5000: 5,001 tokens do not fit the engine's longest" in ran.err
+    assert ran.out.count("FAILED pp5000: 5,001 tokens do not fit the engine's longest") == 1
+    assert ran.err.count("pp5000: 5,001 tokens do not fit the engine's longest") == 1
+    assert ran.err.count("5,001 tokens") == 1
+    assert ran.err.endswith("opkit: failed, as told above: pp5000\n")
+
+
+def test_a_server_whose_vocabulary_nobody_knows(bench: Bench, tmp_path: Path) -> None:
+    with serving(Behaviour()) as url:
+        ran = bench("--backend", "openai-url", "--url", url)
+    assert (ran.code, ran.complaint()) == (2, "m: the size of its vocabulary is not known")
+    assert ran.err.count("vocabulary is not known") == 1
+    assert "give --vocab-size, or --model DIR with a config.json" in ran.err
+    assert not (tmp_path / "opkit-out").exists()
+
+
+def test_a_server_that_is_not_there_is_told_once(bench: Bench) -> None:
+    ran = bench("--backend", "openai-url", "--url", "http://127.0.0.1:9", "-p", 8, "-n", 0)
+    assert ran.code == 6
+    assert (ran.out.count("no answer"), ran.err.count("no answer")) == (1, 1)
 
 
 def test_an_engine_that_is_missing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import click
 import pytest
 from cli_runs import command, run_main
 
+from opkit import cli_model
 from opkit.errors import EXIT_BAD_INPUT, EXIT_USAGE
 from opkit.layers.checkpoint import bundled_models
 from opkit.layers.geometry import read_geometry
+from opkit.reports.parse_bar import ParseBar
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "models.md").read_text("utf-8")
 
@@ -62,6 +67,32 @@ def test_make(main: Main, config: Path, tmp_path: Path) -> None:
     forced = run_main(*main, "model", "make", config, "--out", out, "--force", "--json")
     assert json.loads(forced.out)["layers"] == 3
     assert read_geometry(out).layers == 3
+
+
+def test_how_much_is_written_is_said(
+    main: Main, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines where stderr is no terminal; the clock ticks in steps of 3 s."""
+    data = json.loads(config.read_text()) | {
+        "hidden_size": 4000, "vocab_size": 37_500, "num_hidden_layers": 1,
+        "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 100,
+    }  # fmt: skip
+    config.write_text(json.dumps(data))
+
+    def write(*_given: object, say: Callable[[str, float], None], **_more: object) -> None:
+        for done in (0.25, 0.5, 1.0):
+            say("model-00001-of-00001.safetensors", done)
+
+    monkeypatch.setattr(cli_model, "write_checkpoint", write)
+    monkeypatch.setattr(cli_model, "ParseBar", partial(ParseBar, clock=count(0.0, 3.0).__next__))
+    ran = run_main(*main, "model", "make", config, "--out", tmp_path / "made")
+    size = json.loads(run_main(*main, "model", "make", config, "--dry-run", "--json").out)["bytes"]
+    assert size > 5e8
+    file = "model-00001-of-00001.safetensors"
+    assert ran.err.splitlines() == [
+        f"   3.0 s  {file}: {0.25 * size / 1e9:.1f} of {size / 1e9:.1f} GB (25%)",
+        f"   9.0 s  {file}: {size / 1e9:.1f} of {size / 1e9:.1f} GB (100%)",
+    ]
 
 
 def test_only_the_configuration(main: Main, tmp_path: Path) -> None:

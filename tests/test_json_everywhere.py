@@ -47,7 +47,7 @@ OFFLINE = [
     ("align dsa --recorded", "opkit.align/1"),
     ("align dsa --recorded --dry-run", "opkit.dry_run/1"),
     ("align dsa --e2e-cmd 'vllm serve m' --model made --dry-run", "opkit.dry_run/1"),
-    ("status", "opkit.status/1"),
+    ("status", "opkit.status/2"),
     ("report result.json", "opkit.align/1"),
     ("report dsa-vllm", "opkit.collection_report/1"),
     ("report --compare result.json other.json", "opkit.compare/1"),

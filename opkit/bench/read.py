@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opkit.bench.result import SCHEMA, Bench, Context, Failure, Row
-from opkit.errors import BadInput
+from opkit.errors import BadInput, what_is_wrong
 
 
 def bench_from_json(data: Mapping[str, Any], origin: str) -> Bench:
@@ -32,7 +32,7 @@ def bench_from_json(data: Mapping[str, Any], origin: str) -> Bench:
             failures=[Failure(**each) for each in data["failures"]],
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{origin}: a damaged benchmark ({error!r})") from error
+        raise BadInput(f"{origin}: a damaged benchmark ({what_is_wrong(error)})") from error
 
 
 def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from opkit.bench.plan import BenchOptions, BenchTest
 from opkit.bench.prompts import Prompts, encoded, synthetic, vocabulary
 from opkit.bench.recorder import Record
 from opkit.bench.result import Bench, Context, Failure, make_row, utc
-from opkit.errors import BadInput, OpkitError, RunFailed
+from opkit.errors import BadInput, OpkitError, RunFailed, WrongUsage
 from opkit.sensors.levels import Sensors
 
 MakeBackend = Callable[[BenchOptions, Path], Backend]
@@ -41,9 +41,13 @@ def run_bench(
     keeps what was measured. All of it is in the result and in ``summary.json`` of the run's folder.
 
     Raises:
-        OpkitError: nothing could begin: tests that make no sense, sensors that are not there.
+        OpkitError: nothing could begin: tests that make no sense, sensors that are not there, a
+            server whose vocabulary nobody knows.
     """
     plans = [(options, options.tests(), make_sensors(options)) for options in models]
+    for options in models:
+        if options.url:
+            _require_vocabulary(options, make_backend(options, output_dir))
     started = utc(clock.unix_ns())
     folder = files.new_folder(output_dir, started)
     bench = Bench(opkit=__version__, started=started, folder=str(folder))
@@ -157,7 +161,7 @@ class _Model:
     def _fail(self, test: str, error: OpkitError, when: str = "") -> None:
         why = when + str(error) + (f" ({error.hint})" if error.hint else "")
         self._bench.failures.append(Failure(self._name, self._options.backend, test, why))
-        self._say(f"{test or self._name}: {when}{error}")
+        self._say(f"{test or self._name}: {why}")
 
 
 def _seeded(options: BenchOptions, clock: Clock) -> BenchOptions:
@@ -180,16 +184,38 @@ def _check_length(test: BenchTest, served: Served) -> None:
 
 
 def _prompts(options: BenchOptions, served: Served) -> Prompts:
+    """Raises WrongUsage when the model's vocabulary is not known."""
     if options.tokenizer_dir is not None:
         return encoded(options.seed or 0, options.tokenizer_dir)
-    folder = options.engine_dir or Path(options.model or ".")
-    vocab = options.vocab_size or served.vocab or vocabulary(folder)
+    vocab = options.vocab_size or served.vocab or _vocabulary_of_model(options)
     if vocab < 1:
-        raise BadInput(
+        raise WrongUsage(
             f"{served.model}: the size of its vocabulary is not known",
             "give --vocab-size, or --model DIR with a config.json",
         )
     return synthetic(options.seed or 0, vocab)
+
+
+def _vocabulary_of_model(options: BenchOptions) -> int:
+    """The vocabulary's size by the model's folder; 0 when there is none or it does not say."""
+    folder = options.engine_dir or (Path(options.model) if options.model else None)
+    return vocabulary(folder) if folder else 0
+
+
+def _require_vocabulary(options: BenchOptions, server: Backend) -> None:
+    """Ask a running server, which costs nothing, before a run is begun that could send nothing.
+
+    Raises:
+        WrongUsage: neither it nor the options tell the size of its vocabulary.
+    """
+    known = options.vocab_size or _vocabulary_of_model(options)
+    if known or options.tokenizer_dir is not None:
+        return
+    try:
+        served = server.start()
+    except RunFailed:  # the run's own failure to tell
+        return
+    _prompts(options, served)
 
 
 def _context(options: BenchOptions, served: Served, sensors: Sensors) -> Context:

@@ -117,7 +117,7 @@ def open_export(path: Path) -> Export:
     """
     utf8("the file", str(path))
     if not path.is_file():
-        raise BadInput(f"{path}: no such file")
+        raise BadInput(f"{path}: {'a folder, not a trace' if path.is_dir() else 'no such file'}")
     folder = tempfile.TemporaryDirectory(prefix="opkit-")
     with contextlib.ExitStack() as on_error:
         on_error.callback(folder.cleanup)

@@ -120,7 +120,7 @@ def unpacked(path: Path, scratch: Path) -> Path:
         BadInput: no such file, a damaged gzip file, or no SQLite file.
     """
     if not path.is_file():
-        raise BadInput(f"{path}: no such file")
+        raise BadInput(f"{path}: {'a folder, not a trace' if path.is_dir() else 'no such file'}")
     export = path.resolve()
     with path.open("rb") as file:
         packed = file.read(2) == GZIP_MAGIC

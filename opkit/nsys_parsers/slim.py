@@ -366,5 +366,8 @@ def _publish(made: Path, target: Path) -> None:
         else:
             shutil.copyfile(made, part)
         os.replace(part, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -76,7 +76,8 @@ def ask(words: list[str]) -> Answer:
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
     code: Any = 0
     real, argv = cli.cli, sys.argv
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in heard}
     sys.argv = ["opkit", "trace", *words]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         if words[0] == "open_trace":

@@ -344,3 +344,17 @@ def test_zoom_stretches_the_timeline_alone(browser: Browser, tmp_path: Path) -> 
     assert page.run(width) == pytest.approx(4 * before, rel=0.02)
     assert page.run(whole) == page_width <= 1280
     page.close()
+
+
+@pytest.mark.parametrize("kind", ["recorded", "made", "wrong"])
+def test_a_kernels_share_is_seen_without_scrolling(
+    kind: str, browser: Browser, tmp_path: Path
+) -> None:
+    text = align_page(failing()) if kind == "wrong" else PAGES[kind]()
+    page = browser.open(write(tmp_path, text), width=1185)  # 1,200 less a scroll bar
+    page.run(OPEN_ALL)
+    over = page.run("""[...document.querySelectorAll("table.kernels")].map((table) =>
+        table.scrollWidth - table.closest(".scroll").clientWidth)""")
+    assert len(over) >= 1
+    assert max(over) <= 0
+    page.close()
