@@ -59,7 +59,7 @@ def sides(command: str = "vllm serve m --block-size 16", **mock: Any) -> list[st
     theirs = Manifest("e2e", command=tuple(command.split()))
     engine: Any = SimpleNamespace(facts=[], manifest=theirs)
     facts: Any = SimpleNamespace(gpus=())
-    return _other_system(facts, replace(ours, **mock), engine, "vllm")
+    return _other_system(facts, replace(ours, **mock), engine)
 
 
 def test_a_mock_of_other_flags_or_ranks_is_no_evidence() -> None:
@@ -76,9 +76,10 @@ def test_a_mock_of_other_flags_or_ranks_is_no_evidence() -> None:
         (["--recorded", "--inputs", "zeros"], EXIT_USAGE, "files are only compared"),
         (["--recorded", "--captured", "x"], EXIT_USAGE, "files are only compared"),
         (["--e2e-trace", "x", "--strict-trace", "y"], EXIT_USAGE, "no --mock-trace was given"),
-        (["--e2e-cmd", "vllm serve m", "--backend", "torch"], EXIT_BAD_INPUT, "no engine"),
+        (["--e2e-cmd", "python run.py", "--backend", "torch"], EXIT_BAD_INPUT, "no engine"),
+        (["--e2e-cmd", "vllm serve m", "--backend", "torch"], EXIT_USAGE, "serves with vllm"),
         (
-            ["--e2e-cmd", "vllm serve m", "--backend", "sglang", "--inputs", "captured"],
+            ["--e2e-cmd", "python3 -m sglang.launch_server --model-path m", "--inputs", "captured"],
             EXIT_BAD_INPUT,
             "not for that of sglang",
         ),

@@ -174,7 +174,7 @@ def test_an_open_table_ends_with_its_block(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("reading", [Reading(), NO_CACHE])
 def test_files_that_are_none(reading: Reading, tmp_path: Path) -> None:
-    for path, said in ((tmp_path / "gone.sqlite", "no such file"), (tmp_path, "no such file")):
+    for path, said in ((tmp_path / "gone.sqlite", "no such file"), (tmp_path, "a folder, not")):
         with pytest.raises(BadInput, match=said) as caught:
             open_table([path], reading)
         assert str(path) in str(caught.value)

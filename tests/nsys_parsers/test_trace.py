@@ -261,6 +261,6 @@ def test_a_truncated_export_is_refused(kept: float, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.sqlite", tmp_path):
-        with pytest.raises(BadInput, match="no such file"):
+    for path, said in ((tmp_path / "none.sqlite", "no such file"), (tmp_path, "a folder, not")):
+        with pytest.raises(BadInput, match=said):
             open_trace(path)
